@@ -1,0 +1,22 @@
+"""moecheck: is this Mixture-of-Experts kernel numerically correct?"""
+
+from __future__ import annotations
+
+from .errors import CaseError, HarnessError, MoecheckError, SpecError, Unsupported, UsageError
+from .kernel import kernel
+from .numerics import Numerics
+from .spec import ExpertSpec, MoESpec, RoutingSpec
+
+__all__ = [
+    "CaseError",
+    "ExpertSpec",
+    "HarnessError",
+    "MoESpec",
+    "MoecheckError",
+    "Numerics",
+    "RoutingSpec",
+    "SpecError",
+    "Unsupported",
+    "UsageError",
+    "kernel",
+]

@@ -1,0 +1,1 @@
+"""Judgements on a kernel run: each module holds one check."""

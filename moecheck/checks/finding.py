@@ -1,0 +1,68 @@
+"""The result of judging: verdicts and findings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Verdict(StrEnum):
+    """What a check says, from best to worst in the order of `SEVERITY`."""
+
+    PASS = "pass"
+    PROVEN_WRONG = "proven_wrong"
+    FAIL = "fail"
+    VACUOUS = "vacuous"
+    INCONCLUSIVE = "inconclusive"
+    CRASH = "crash"
+    TIMEOUT = "timeout"
+    SKIP = "skip"
+    ERROR = "error"
+
+
+# The verdict of many findings together is the one that stands last here.
+SEVERITY = (
+    Verdict.SKIP,
+    Verdict.VACUOUS,
+    Verdict.INCONCLUSIVE,
+    Verdict.PASS,
+    Verdict.FAIL,
+    Verdict.PROVEN_WRONG,
+    Verdict.TIMEOUT,
+    Verdict.CRASH,
+    Verdict.ERROR,
+)
+FAILURES = frozenset({Verdict.FAIL, Verdict.PROVEN_WRONG, Verdict.TIMEOUT, Verdict.CRASH, Verdict.ERROR})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One judgement on one run.
+
+    kernel: the kernel's name. case: the case's id. check: which judgement (`values`, `routing`, `written`, `unmodified`, ...;
+    the last line of a run is `case`, the verdict of all together). message: seen, expected, where, in one or two sentences.
+    numbers: metric name -> value (max_diff, max_rel_diff, mismatch_ratio, max_z, rms_z, rms_ref, ...).
+    where: coordinates of the worst element by axis name (`{"token": 3, "column": 17}`). seconds: time of the kernel call.
+    """
+
+    kernel: str
+    case: str
+    check: str
+    verdict: Verdict
+    message: str = ""
+    numbers: dict[str, float] = field(default_factory=dict)
+    where: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Finding:
+        return cls(**{**data, "verdict": Verdict(data["verdict"])})
+
+
+def worst(verdicts: list[Verdict]) -> Verdict:
+    """The verdict of several judgements together; SKIP for none."""
+    return max(verdicts, key=SEVERITY.index, default=Verdict.SKIP)

@@ -1,0 +1,128 @@
+"""The `@moecheck.kernel` decorator: what a kernel under test declares about itself."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from .errors import UsageError, check_known
+from .formats import FORMATS
+from .numerics import Numerics
+from .ops import OPS
+
+Backend = Literal["numpy", "torch", "triton", "cuda", "jax", "pallas_tpu"]
+BACKENDS = ("numpy", "torch", "triton", "cuda", "jax", "pallas_tpu")
+TieRule = Literal["lowest_index"]
+F = TypeVar("F", bound=Callable[..., object])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """What a kernel says of itself; picklable, so it travels between processes without the function.
+
+    name: identity in reports. op, backend: names of moecheck.ops and BACKENDS. dtypes: format names that it accepts.
+    numerics: its declared rounding points, None when undeclared. deterministic, batch_invariant: declared capabilities,
+    None when undeclared. tie: the declared rule for equal routing scores. arguments: what its signature names.
+    origin: file:line of the function. spec_string: how a child process finds it again.
+    """
+
+    name: str
+    op: str
+    backend: str
+    dtypes: tuple[str, ...]
+    numerics: Numerics | None
+    deterministic: bool | None
+    batch_invariant: bool | None
+    tie: TieRule | None
+    arguments: tuple[str, ...]
+    origin: str
+    spec_string: str
+
+
+def kernel(
+    op: str,
+    *,
+    backend: Backend,
+    name: str | None = None,
+    dtypes: tuple[str, ...] = ("fp32", "fp16", "bf16"),
+    numerics: Numerics | None = None,
+    deterministic: bool | None = None,
+    batch_invariant: bool | None = None,
+    tie: TieRule | None = None,
+) -> Callable[[F], F]:
+    """Declare the decorated function as a kernel under test for `op`; the function itself is returned unchanged.
+
+    The function takes arrays of its backend by the names of `moecheck.ops.OPS[op]`, may take `spec` (the op's part of the
+    MoESpec) and `out` (a poisoned output array), and returns the op's outputs in order.
+    Raises UsageError for an unknown op, backend or dtype.
+    """
+    check_known("op", op, OPS)
+    check_known("backend", backend, BACKENDS)
+    for dtype in dtypes:
+        check_known("dtype", dtype, FORMATS)
+
+    def declare(function: F) -> F:
+        declaration = describe(
+            function,
+            op=op,
+            backend=backend,
+            name=name,
+            dtypes=dtypes,
+            numerics=numerics,
+            deterministic=deterministic,
+            batch_invariant=batch_invariant,
+            tie=tie,
+        )
+        function.__moecheck__ = declaration  # type: ignore[attr-defined]  # functions take attributes
+        return function
+
+    return declare
+
+
+def describe(
+    function: Callable[..., object],
+    *,
+    op: str,
+    backend: str,
+    name: str | None = None,
+    dtypes: tuple[str, ...] = ("fp32", "fp16", "bf16"),
+    numerics: Numerics | None = None,
+    deterministic: bool | None = None,
+    batch_invariant: bool | None = None,
+    tie: TieRule | None = None,
+) -> Declaration:
+    """The Declaration of a plain function; raises UsageError when its signature cannot serve `op`."""
+    arguments = _argument_names(function, op)
+    code = inspect.unwrap(function).__code__
+    qualified = f"{function.__module__}:{function.__name__}"
+    return Declaration(
+        name=name or qualified,
+        op=op,
+        backend=backend,
+        dtypes=dtypes,
+        numerics=numerics,
+        deterministic=deterministic,
+        batch_invariant=batch_invariant,
+        tie=tie,
+        arguments=arguments,
+        origin=f"{code.co_filename}:{code.co_firstlineno}",
+        spec_string=qualified,
+    )
+
+
+def _argument_names(function: Callable[..., object], op: str) -> tuple[str, ...]:
+    known = {*OPS[op].arg_names, "spec", "out"}
+    taken = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            raise UsageError(f"{function.__name__} takes *args or **kwargs; name the arguments of {op!r} that it uses.")
+        if parameter.name in known:
+            taken.append(parameter.name)
+        elif parameter.default is parameter.empty:
+            raise UsageError(
+                f"{function.__name__} needs the argument {parameter.name!r}, which {op!r} does not have; "
+                f"it offers {', '.join(OPS[op].arg_names)}, spec and out."
+            )
+    return tuple(taken)

@@ -1,0 +1,59 @@
+"""The rounding points that a kernel declares: its numerical contract."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from .errors import SpecError
+from .formats import FORMATS
+
+CombineOrder = Literal["tree", "slot", "expert"]
+INPUT = "input"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numerics:
+    """Where a kernel rounds, in the order of the data flow.
+
+    Each field from `scores` to `out` is a format name (`fp32`, `fp16`, `bf16`), or `input`: the dtype of the case's
+    activations. `fp32` means that the value is kept in the fp32 accumulator, which the reference does not round.
+
+    scores: router scores. topk_weights: routing weights as multiplied. gate_up: output of the first GEMM. act: act(gate) when
+    it is stored on its own before the product with up. act_times_up: input of the second GEMM. per_expert: output of the
+    second GEMM. weighted: topk_weight * per_expert. combine: each partial sum over a token's experts, added in
+    `combine_order`: by slot, by ascending expert id, or as a tree that keeps fp32. out: the stored result.
+    accumulate: name of the accumulator's hardware profile.
+    """
+
+    scores: str = "fp32"
+    topk_weights: str = "fp32"
+    gate_up: str = "fp32"
+    act: str = "fp32"
+    act_times_up: str = "fp32"
+    per_expert: str = "fp32"
+    weighted: str = "fp32"
+    combine: str = "fp32"
+    out: str = INPUT
+    combine_order: CombineOrder = "tree"
+    accumulate: str = "fp32-rn"
+
+    def __post_init__(self) -> None:
+        for name in STORES:
+            value = getattr(self, name)
+            if value != INPUT and value not in FORMATS:
+                raise SpecError(f"Numerics.{name}={value!r} must be 'input' or one of {', '.join(FORMATS)}.")
+        if self.combine_order not in ("tree", "slot", "expert"):
+            raise SpecError(f"Numerics.combine_order={self.combine_order!r} must be tree, slot or expert.")
+
+    def resolve(self, dtype: str) -> Numerics:
+        """The same contract with every `input` replaced by the case's dtype."""
+        changes = {name: dtype for name in STORES if getattr(self, name) == INPUT}
+        return replace(self, **changes)  # type: ignore[arg-type]  # only the str fields are in STORES
+
+
+STORES = tuple(f.name for f in fields(Numerics) if f.name not in ("combine_order", "accumulate"))
+
+# The lowest contract that a kernel may have without declaring it: every store in the dtype of the input,
+# scores, routing weights and combine in fp32.
+FLOOR = Numerics(gate_up=INPUT, act=INPUT, act_times_up=INPUT, per_expert=INPUT, weighted=INPUT, out=INPUT)

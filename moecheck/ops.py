@@ -1,0 +1,103 @@
+"""The operations that moecheck judges: their arguments, outputs and axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["input", "float32", "int32", "int"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arg:
+    """One array or number of an op. kind: `input` is the case's dtype, `int` a Python integer, others an array dtype."""
+
+    name: str
+    axes: tuple[str, ...]
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Op:
+    """One operation: what it computes, what a kernel may be given by name, and what it returns in order."""
+
+    name: str
+    summary: str
+    args: tuple[Arg, ...]
+    outputs: tuple[Arg, ...]
+
+    @property
+    def arg_names(self) -> tuple[str, ...]:
+        return tuple(arg.name for arg in self.args)
+
+
+def _arg(text: str) -> Arg:
+    """`name: kind axis axis` as an Arg."""
+    name, rest = text.split(":")
+    kind, *axes = rest.split()
+    return Arg(name=name, axes=tuple(axes), kind=kind)  # type: ignore[arg-type]  # the table below is tested
+
+
+def _op(name: str, summary: str, args: str, outputs: str) -> Op:
+    split = [tuple(_arg(part.strip()) for part in text.split(",")) for text in (args, outputs)]
+    return Op(name=name, summary=summary, args=split[0], outputs=split[1])
+
+
+# Axes: T tokens, H hidden, I intermediate, U rows of w13 (2I when gated), E experts, L local experts, k top_k,
+# k' top_k + fused shared slots, R permuted rows, S shared intermediate, V rows of shared_w13, n and K of a GEMM, * free.
+_TABLE = (
+    _op(
+        "topk_routing",
+        "choose top_k experts per token and weigh them",
+        "router_logits: input T E, correction_bias: float32 E, per_expert_scale: float32 E",
+        "topk_weights: float32 T k', topk_ids: int32 T k'",
+    ),
+    _op(
+        "align_block_size",
+        "sort (token, slot) pairs by expert into blocks of one expert each",
+        "topk_ids: int32 T k, block_size: int, num_experts: int, expert_map: int32 E",
+        "sorted_token_ids: int32 *, expert_ids: int32 *, num_tokens_post_padded: int32 1",
+    ),
+    _op(
+        "permute",
+        "gather the rows of each expert together",
+        "hidden_states: input T H, topk_ids: int32 T k, hidden_scale: float32 T *, expert_map: int32 E, num_experts: int",
+        "permuted: input R H, permuted_scale: float32 R *, expert_starts: int32 *, inv_permuted_idx: int32 T k",
+    ),
+    _op(
+        "unpermute",
+        "add up each token's expert outputs, weighted",
+        "permuted: input R H, topk_weights: float32 T k, inv_permuted_idx: int32 T k",
+        "out: input T H",
+    ),
+    _op(
+        "problem_sizes",
+        "row offsets and GEMM sizes per expert",
+        "topk_ids: int32 T k, num_experts: int, intermediate_size: int, hidden_size: int, expert_map: int32 E",
+        "expert_starts: int32 *, problem_sizes1: int32 E 3, problem_sizes2: int32 E 3",
+    ),
+    _op("shuffle_rows", "copy rows by an index map", "x: input * W, row_map: int32 R", "out: input R W"),
+    _op(
+        "grouped_gemm",
+        "y[g] = x[g] w[g]^T over ragged groups of rows",
+        "x: input R K, w: input E n K, expert_ends: int32 E, bias: input E n",
+        "y: input R n",
+    ),
+    _op("act_and_mul", "act(gate) * up", "x: input R U", "h: input R I"),
+    _op(
+        "fused_experts",
+        "the experts of a layer, from ids and weights to the summed output",
+        "hidden_states: input T H, w13: input L U H, w2: input L H I, topk_weights: float32 T k, topk_ids: int32 T k, "
+        "w13_bias: input L U, w2_bias: input L H, expert_map: int32 E",
+        "out: input T H",
+    ),
+    _op(
+        "moe_layer",
+        "a whole layer: routing, experts and shared experts",
+        "hidden_states: input T H, router_logits: float32 T E, correction_bias: float32 E, per_expert_scale: float32 E, "
+        "w13: input E U H, w2: input E H I, shared_w13: input V H, shared_w2: input H S, shared_gate: input H, "
+        "w13_bias: input E U, w2_bias: input E H",
+        "out: input T H",
+    ),
+)
+OPS: dict[str, Op] = {op.name: op for op in _TABLE}

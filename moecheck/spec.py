@@ -1,0 +1,209 @@
+"""The semantics of an MoE layer as data; each point on which public codebases disagree is a field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+from .errors import SpecError, near
+
+Scoring = Literal["softmax", "sigmoid", "sqrt_softplus"]
+GroupScore = Literal["max", "top2_sum"]
+GroupMask = Literal["neg_inf", "zero"]
+BiasUse = Literal["none", "select", "logits"]
+EpsRule = Literal["none", "add", "clamp_min", "where_positive"]
+ScalingPlacement = Literal["topk_weights", "routed_output", "sum"]
+Selection = Literal["topk", "sparsemixer"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu2", "situ"]
+GateUpLayout = Literal["halves", "interleaved"]
+LimitPosition = Literal["before", "after"]
+SharedExperts = Literal["none", "ungated", "gated"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingSpec:
+    """How a token chooses its experts and weighs them.
+
+    With logits l, scores s, correction bias b, chosen ids S and factor r (all float64 in the reference):
+    softcap: l <- softcap * tanh(l / softcap). scoring: s = softmax(l), sigmoid(l) or sqrt(softplus(l)).
+    softmax_over_selected: choose on l, then w = softmax(l_S) (only with scoring="softmax").
+    correction_bias: `select` chooses on s + b and weighs with s; `logits` adds b to l before the scoring.
+    num_expert_groups, topk_groups: only experts of the best topk_groups groups may be chosen; a group's score is its `max` or
+    the sum of its best two choice scores; the choice scores of other groups are set to -Inf or to 0 (group_mask).
+    renormalize: w <- w / d with d = (sum_S s^p)^(1/p), p = renorm_norm; renorm_eps_rule: d, d + eps, max(d, eps), or
+    d where d > 0 and 1 elsewhere. scaling_placement: r is in `topk_weights`, on the `routed_output` before the shared experts are
+    added, or on the `sum` of the routed output and 1/r of the shared one. scaling_needs_renormalize: r applies only if renormalize.
+    num_fused_shared_experts: slots appended with ids E, E+1, ... whose net weight in the layer's output is exactly 1.
+    num_zero_experts: ids >= E - num_zero_experts are identity experts. per_expert_scale: w_i is multiplied by a given scale[i].
+    selection: `sparsemixer` is the two-round rule of Phi-3.5-MoE with threshold 2 * sparsemixer_epsilon.
+    """
+
+    top_k: int = 2
+    scoring: Scoring = "softmax"
+    softcap: float | None = None
+    softmax_over_selected: bool = False
+    correction_bias: BiasUse = "none"
+    num_expert_groups: int = 1
+    topk_groups: int = 1
+    group_score: GroupScore = "max"
+    group_mask: GroupMask = "neg_inf"
+    renormalize: bool = False
+    renorm_norm: float = 1.0
+    renorm_eps: float = 0.0
+    renorm_eps_rule: EpsRule = "none"
+    routed_scaling_factor: float = 1.0
+    scaling_placement: ScalingPlacement = "topk_weights"
+    scaling_needs_renormalize: bool = False
+    num_fused_shared_experts: int = 0
+    num_zero_experts: int = 0
+    per_expert_scale: bool = False
+    selection: Selection = "topk"
+    sparsemixer_epsilon: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_literals(self)
+        _require(self.top_k >= 1, f"top_k={self.top_k} must be at least 1.")
+        _require(
+            1 <= self.topk_groups <= self.num_expert_groups,
+            f"topk_groups={self.topk_groups} must lie between 1 and num_expert_groups={self.num_expert_groups}.",
+        )
+        _require(self.softcap is None or self.softcap > 0, f"softcap={self.softcap} must be positive.")
+        _require(self.routed_scaling_factor > 0, f"routed_scaling_factor={self.routed_scaling_factor} must be positive.")
+        _require(self.renorm_eps >= 0, f"renorm_eps={self.renorm_eps} must not be negative.")
+        _require(
+            not self.softmax_over_selected or self.scoring == "softmax",
+            "softmax_over_selected=True needs scoring='softmax'.",
+        )
+        _require(
+            self.selection == "topk" or self.top_k <= 2, f"selection='sparsemixer' is defined for top_k <= 2, not {self.top_k}."
+        )
+
+    def check_num_experts(self, num_experts: int) -> None:
+        """Raise SpecError unless this spec can route among `num_experts` experts."""
+        groups = self.num_expert_groups
+        _require(self.top_k <= num_experts, f"top_k={self.top_k} must be ≤ num_experts={num_experts}.")
+        _require(
+            num_experts % groups == 0, f"num_experts={num_experts} must be a multiple of num_expert_groups={groups}."
+        )
+        per_group = num_experts // groups
+        _require(
+            self.group_score == "max" or groups == 1 or per_group >= 2,
+            f"group_score='top2_sum' needs two experts per group, num_experts={num_experts} in {groups} groups has {per_group}.",
+        )
+        _require(
+            self.top_k <= per_group * self.topk_groups,
+            f"top_k={self.top_k} must be ≤ the {per_group * self.topk_groups} experts of topk_groups={self.topk_groups}.",
+        )
+        _require(
+            self.num_zero_experts < num_experts,
+            f"num_zero_experts={self.num_zero_experts} must be < num_experts={num_experts}.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertSpec:
+    """What one expert computes from its token: W2 f(W1 x + b1) + b2.
+
+    gated: w13 has 2I rows, gate g and up u, and f = act(g) * u; otherwise w13 has I rows and f = act(g).
+    gate_up_layout: `halves` is g rows first, then u rows; `interleaved` alternates g, u, g, u.
+    activation: silu(g) = g * sigmoid(alpha * g) with alpha = swiglu_alpha, gelu (erf), gelu_tanh, relu2 = max(g, 0)^2, situ.
+    The gated product uses u + swiglu_beta. swiglu_limit L with limit_position `before`: g <- min(g, L), u <- clip(u, -L, L) ahead
+    of the activation; `after`: min(act(g), L) * clip(u, -L, L).
+    weight_on_input: the routing weight multiplies the expert's input instead of its output (top_k = 1 only).
+    """
+
+    activation: Activation = "silu"
+    gated: bool = True
+    gate_up_layout: GateUpLayout = "halves"
+    swiglu_alpha: float = 1.0
+    swiglu_beta: float = 0.0
+    swiglu_limit: float | None = None
+    limit_position: LimitPosition = "before"
+    situ_beta: float = 1.0
+    weight_on_input: bool = False
+    w13_bias: bool = False
+    w2_bias: bool = False
+
+    def __post_init__(self) -> None:
+        _check_literals(self)
+        _require(self.swiglu_limit is None or self.swiglu_limit > 0, f"swiglu_limit={self.swiglu_limit} must be positive.")
+        _require(
+            self.activation == "silu" or self.swiglu_alpha == 1.0,
+            f"swiglu_alpha={self.swiglu_alpha} needs activation='silu', not {self.activation!r}.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoESpec:
+    """A whole layer: y = routed(x) [+ shared(x), times sigmoid(x . shared_gate) if `gated`]."""
+
+    routing: RoutingSpec = field(default_factory=RoutingSpec)
+    experts: ExpertSpec = field(default_factory=ExpertSpec)
+    shared_experts: SharedExperts = "none"
+
+    def __post_init__(self) -> None:
+        _check_literals(self)
+        _require(
+            not self.experts.weight_on_input or self.routing.top_k == 1,
+            f"weight_on_input=True needs top_k=1, not {self.routing.top_k}.",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: nested dictionaries of JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> MoESpec:
+        """The inverse of `to_json`; raises SpecError for an unknown field or a bad value."""
+        known = {"routing": RoutingSpec, "experts": ExpertSpec}
+        values = {name: _build(known[name], value) if name in known else value for name, value in data.items()}
+        spec = _build(cls, values)
+        assert isinstance(spec, MoESpec)
+        return spec
+
+
+def _build(cls: type, data: Any) -> object:
+    if not isinstance(data, Mapping):
+        raise SpecError(f"{cls.__name__} must be a JSON object, not {type(data).__name__}.")
+    names = [f.name for f in fields(cls)]
+    for name in data:
+        if name not in names:
+            raise SpecError(f"{cls.__name__} has no field {name!r}.{near(name, names)}")
+    try:
+        return cls(**data)
+    except TypeError as error:
+        raise SpecError(f"{cls.__name__}: {error}.") from error
+
+
+def _check_literals(record: object) -> None:
+    hints = get_type_hints(type(record))
+    for f in fields(record):  # type: ignore[arg-type]  # every caller is one of the dataclasses above
+        allowed, value = get_args(hints[f.name]), getattr(record, f.name)
+        if hints[f.name] in _LITERALS and value not in allowed:
+            raise SpecError(f"{f.name}={value!r} must be one of {', '.join(map(repr, allowed))}.")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise SpecError(message)
+
+
+_LITERALS = (
+    Scoring,
+    GroupScore,
+    GroupMask,
+    BiasUse,
+    EpsRule,
+    ScalingPlacement,
+    Selection,
+    Activation,
+    GateUpLayout,
+    LimitPosition,
+    SharedExperts,
+)
+
+# GPT-OSS's expert.
+SWIGLUOAI = ExpertSpec(
+    gate_up_layout="interleaved", swiglu_alpha=1.702, swiglu_beta=1.0, swiglu_limit=7.0, w13_bias=True, w2_bias=True
+)
