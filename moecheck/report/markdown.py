@@ -1,0 +1,54 @@
+"""summary.md: a run as Markdown that can be pasted into a pull request."""
+
+from __future__ import annotations
+
+import re
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from moecheck.checks.finding import Verdict
+from moecheck.report.headline import headline, kernels_by_reason, totals_line
+from moecheck.report.results import RunSummary
+from moecheck.report.text import duration, metric, one_line, place, printable, verdict_words
+
+
+def markdown_summary(summary: RunSummary) -> str:
+    """Headline, table of kernels (failures first), one section per failure, skips by reason."""
+    environment = Environment(
+        loader=PackageLoader("moecheck.report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(escape=_escape, code=_code, block=_block, metric=metric, duration=duration, place=place)
+    return environment.get_template("summary.md").render(
+        summary=summary,
+        headline=headline(summary),
+        totals=totals_line(summary),
+        kernels=[kernel for kernel in reversed(summary.kernels) if kernel.verdict != Verdict.SKIP],
+        reasons=kernels_by_reason(summary),
+        words=verdict_words,
+    )
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown shows as it is, on one line and inside a table."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~$&@])", r"\\\1", one_line(text)).replace("\\<", "&lt;").replace("\\&", "&amp;")
+
+
+def _code(text: str) -> str:
+    """Text as inline code, safe inside a table."""
+    fence = "`" * (_longest_run(text) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{one_line(text)}{pad}{fence}".replace("|", "\\|")
+
+
+def _block(text: str) -> str:
+    """Text as a fenced block."""
+    fence = "`" * max(3, _longest_run(text) + 1)
+    return f"{fence}text\n{printable(text)}\n{fence}"
+
+
+def _longest_run(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)

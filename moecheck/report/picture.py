@@ -1,0 +1,140 @@
+"""Where the error of one output is, small enough to draw: coarsened maps, a histogram and the worst elements."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moecheck.errors import HarnessError
+from moecheck.formats import AnyArray, Float64, to_float64
+
+MAX_CELLS = (96, 128)
+WORST_ELEMENTS = 12
+# Bins of |out - ref| / allowed: four per factor of ten from 1e-4 to 1e4; 1 is an edge.
+EDGES = 10.0 ** (np.arange(-16, 17) / 4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorstElement:
+    """One element: its place, the kernel's value, the reference's, |got - expected| and the bound on it."""
+
+    row: int
+    column: int
+    got: float
+    expected: float
+    error: float
+    allowed: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorPicture:
+    """The error of one kernel on one case, as T rows and H columns, coarsened to at most MAX_CELLS cells.
+
+    shape: (T, H) before coarsening. axes: names of rows and columns.
+    error: [t, h] float64, the largest |out - ref| of each cell; infinite where only one of the two is finite.
+    excess: [t, h] float64, the largest |out - ref| / allowed of each cell; above 1 is wrong.
+    out, ref: [t, h] float64, the values at the cell's element of largest excess.
+    histogram: [len(EDGES) + 1] int64, elements by |out - ref| / allowed: up to EDGES[0], between the edges, above all.
+    worst: the elements of largest excess, worst first. wrong: number of elements with excess above 1.
+    """
+
+    kernel: str
+    case: str
+    shape: tuple[int, int]
+    axes: tuple[str, str]
+    error: Float64
+    excess: Float64
+    out: Float64
+    ref: Float64
+    histogram: npt.NDArray[np.int64]
+    worst: tuple[WorstElement, ...]
+    wrong: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def picture_of(
+    out: AnyArray,
+    ref: AnyArray,
+    allowed: AnyArray | float,
+    *,
+    kernel: str,
+    case: str,
+    axes: tuple[str, str] = ("token", "column"),
+) -> ErrorPicture:
+    """The picture of |out - ref| against `allowed`.
+
+    out, ref: arrays of one shape, in any format; the first axis is the rows, the others are flattened into columns;
+    a single axis is one column. allowed: the bound on |out - ref|, broadcast to that shape.
+    """
+    if out.shape != ref.shape:
+        raise HarnessError(f"picture_of needs arrays of one shape, not {out.shape} and {ref.shape}.")
+    got, expected = _matrix(to_float64(out)), _matrix(to_float64(ref))
+    bound = _matrix(np.broadcast_to(np.asarray(allowed, dtype=np.float64), ref.shape))
+    error = _error(got, expected)
+    excess = _excess(error, bound)
+    pick = _largest_of_cells(excess)
+    order = np.argsort(-excess, axis=None, kind="stable")[:WORST_ELEMENTS]
+    worst = [np.unravel_index(flat, excess.shape) for flat in order]
+    return ErrorPicture(
+        kernel=kernel,
+        case=case,
+        shape=(got.shape[0], got.shape[1]),
+        axes=axes,
+        error=error.ravel()[_largest_of_cells(error)],
+        excess=excess.ravel()[pick],
+        out=got.ravel()[pick],
+        ref=expected.ravel()[pick],
+        histogram=np.bincount(np.searchsorted(EDGES, excess.ravel(), side="left"), minlength=len(EDGES) + 1),
+        worst=tuple(
+            WorstElement(
+                row=int(at[0]),
+                column=int(at[1]),
+                got=float(got[at]),
+                expected=float(expected[at]),
+                error=float(error[at]),
+                allowed=float(bound[at]),
+            )
+            for at in worst
+            if excess[at] > 0
+        ),
+        wrong=int(np.count_nonzero(~(excess <= 1))),
+    )
+
+
+def _matrix(values: Float64) -> Float64:
+    return values.reshape(values.shape[0] if values.ndim else 1, -1) if values.size else np.zeros((1, 1))
+
+
+def _error(got: Float64, expected: Float64) -> Float64:
+    """|got - expected|; 0 where both are NaN or the same infinity, +Inf where only one of them is finite."""
+    same = (got == expected) | (np.isnan(got) & np.isnan(expected))
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.abs(got - expected)
+    return np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
+
+
+def _excess(error: Float64, bound: Float64) -> Float64:
+    """Error / bound; 0 for no error, +Inf for an error where none is allowed."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        excess = error / bound
+    return np.where(error == 0, 0.0, np.where(np.isnan(excess), np.inf, excess))
+
+
+def _largest_of_cells(values: Float64) -> npt.NDArray[np.int64]:
+    """[t, h] int64: the flat index of the largest element of each cell; cells differ by at most one row and column."""
+    rows, columns = (_cuts(size, most) for size, most in zip(values.shape, MAX_CELLS, strict=True))
+    flat = np.arange(values.size).reshape(values.shape)
+    picked = np.empty((len(rows) - 1, len(columns) - 1), dtype=np.int64)
+    for i, j in np.ndindex(picked.shape):
+        cell = np.s_[rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
+        picked[i, j] = flat[cell].ravel()[np.argmax(values[cell])]
+    return picked
+
+
+def _cuts(size: int, most: int) -> npt.NDArray[np.int64]:
+    return np.linspace(0, size, min(size, most) + 1).astype(np.int64)
