@@ -1,0 +1,86 @@
+"""The activation functions of experts: value, derivative, and how exactly a kernel evaluates them in fp32."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moecheck.formats import Float64, ulp
+from moecheck.spec import ExpertSpec
+
+from ._erf import erfc
+
+_SQRT_2_OVER_PI = float(np.sqrt(2.0 / np.pi))
+_CUBIC = 0.044715
+# exp, tanh and erf of kernels are off by up to two fp32 ulps; taken as three standard deviations.
+_FUNCTION_ULPS = 2.0 / 3.0
+
+
+def activation(g: Float64, spec: ExpertSpec) -> Float64:
+    """act(g), elementwise in float64. g: any shape. NaN stays NaN; silu(-Inf) is NaN, as -Inf * 0 is.
+
+    silu: g sigmoid(alpha g) (Ramachandran et al. 2017, arXiv:1710.05941; alpha as in GPT-OSS).
+    gelu: g (1 + erf(g / sqrt 2)) / 2; gelu_tanh: g (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))) / 2 (Hendrycks and Gimpel
+    2016, arXiv:1606.08415). relu2: max(g, 0)^2 (So et al. 2021, arXiv:2109.08668).
+    situ: beta tanh(g / beta) sigmoid(g) (Kimi-K3).
+    1 + erf(v) is computed as erfc(-v) and 1 + tanh(v) as 2 sigmoid(2v), which do not cancel.
+    """
+    if spec.activation == "silu":
+        return g * sigmoid(spec.swiglu_alpha * g)
+    if spec.activation == "gelu":
+        return 0.5 * g * erfc(-g / np.sqrt(2.0))
+    if spec.activation == "gelu_tanh":
+        return g * sigmoid(2.0 * _tanh_argument(g))
+    if spec.activation == "relu2":
+        return np.square(np.maximum(g, 0.0))
+    value: Float64 = spec.situ_beta * np.tanh(g / spec.situ_beta) * sigmoid(g)
+    return value
+
+
+def derivative(g: Float64, spec: ExpertSpec) -> Float64:
+    """The derivative d act / dg, elementwise in float64."""
+    if spec.activation == "silu":
+        s = sigmoid(spec.swiglu_alpha * g)
+        return s + spec.swiglu_alpha * g * s * (1.0 - s)
+    if spec.activation == "gelu":
+        density: Float64 = np.exp(-0.5 * g * g) / np.sqrt(2.0 * np.pi)
+        return 0.5 * erfc(-g / np.sqrt(2.0)) + g * density
+    if spec.activation == "gelu_tanh":
+        s = sigmoid(2.0 * _tanh_argument(g))
+        return s + 2.0 * g * s * (1.0 - s) * _SQRT_2_OVER_PI * (1.0 + 3.0 * _CUBIC * g * g)
+    if spec.activation == "relu2":
+        return 2.0 * np.maximum(g, 0.0)
+    s, t = sigmoid(g), np.tanh(g / spec.situ_beta)
+    return (1.0 - t * t) * s + spec.situ_beta * t * s * (1.0 - s)
+
+
+def evaluation_variance(g: Float64, spec: ExpertSpec) -> Float64:
+    """Variance of act(g) as a kernel computes it in fp32 from an exact g.
+
+    relu2: one product. Others: the function's own error (2 fp32 ulps at most), its argument rounded to fp32, and two
+    factors more, each rounded to fp32. The two gelu's function is q in g (1 + q) / 2, where 1 + q cancels for g < 0.
+    """
+    value = activation(g, spec)
+    rounding = np.square(ulp(value, "fp32")) / 12.0
+    if spec.activation == "relu2":
+        return rounding
+    argument = np.square(derivative(g, spec) * ulp(g, "fp32")) / 12.0
+    if spec.activation in ("gelu", "gelu_tanh"):
+        nonzero = np.where(g == 0.0, 1.0, g)
+        q = np.where(g == 0.0, 0.0, 2.0 * value / nonzero - 1.0)
+        function = np.square(0.5 * g * _FUNCTION_ULPS * ulp(q, "fp32"))
+    else:
+        function = np.square(_FUNCTION_ULPS * ulp(value, "fp32"))
+    return function + argument + 2.0 * rounding
+
+
+def sigmoid(x: Float64) -> Float64:
+    """1 / (1 + exp(-x)), elementwise in float64, in one new array."""
+    out = np.negative(x)
+    with np.errstate(over="ignore"):  # exp(-x) = Inf gives the right 0
+        np.exp(out, out=out)
+    out += 1.0
+    return np.reciprocal(out, out=out)
+
+
+def _tanh_argument(g: Float64) -> Float64:
+    return _SQRT_2_OVER_PI * (g + _CUBIC * g * g * g)
