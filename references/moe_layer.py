@@ -1,0 +1,213 @@
+"""Reference of `moe_layer`: y = r * routed(x) + shared(x), from hidden states and router logits."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moecheck.formats import AnyArray, Float64, ulp
+from moecheck.numerics import Numerics
+from moecheck.spec import MoESpec, RoutingSpec
+
+from ._activation import sigmoid
+from ._expert import ExpertArrays, Weights, expert_output, expert_with_variance
+from ._stores import EXACT, U32, contract, decode, exact_in, rounded, store_variance
+from .fused_experts import fused_experts
+from .fused_experts import value_and_sigma as experts_value_and_sigma
+from .topk_routing import routed_factor, topk_routing
+
+Topk = tuple[AnyArray, AnyArray]
+ROUTING_ULPS = 2.0  # standard deviation, in fp32 ulps, of a routing weight that a kernel computed in fp32
+
+
+def moe_layer(
+    *,
+    hidden_states: AnyArray,
+    router_logits: AnyArray,
+    w13: ExpertArrays,
+    w2: ExpertArrays,
+    spec: MoESpec,
+    correction_bias: AnyArray | None = None,
+    per_expert_scale: AnyArray | None = None,
+    shared_w13: AnyArray | None = None,
+    shared_w2: AnyArray | None = None,
+    shared_gate: AnyArray | None = None,
+    w13_bias: AnyArray | None = None,
+    w2_bias: AnyArray | None = None,
+    topk: Topk | None = None,
+    numerics: Numerics | None = None,
+    dtype: str | None = None,
+) -> Float64:
+    """Layer output y = r sum_S w_i E_i(x) + shared(x) [* sigmoid(x . shared_gate)], wherever r is placed.
+
+    hidden_states: [T, H]. router_logits: [T, E]. w13: [E', 2I, H]. w2: [E', H, I], E' = E - num_zero_experts +
+    num_fused_shared_experts: the fused shared experts, ids E, E + 1, ..., are the last rows. shared_w13: [2S, H].
+    shared_w2: [H, S], the same activation, no biases. shared_gate: [H]. w13_bias: [E', 2I]. w2_bias: [E', H].
+    correction_bias, per_expert_scale: [E]. topk: (weights, ids) [T, k'] used instead of routing, scaled as the routing
+    would (r inside for the placement `topk_weights`). Ids >= E - num_zero_experts are identity experts, E_i(x) = x.
+    Returns [T, H] float64. Ties as in topk_routing; an id of -1 contributes 0.
+    numerics: None for the mathematics; else the experts round as in fused_experts, the identity and the shared experts'
+    sums, r * routed and the total at `out`; the gate's logit at `gate_up`, its sigmoid at `act`, its product with the
+    shared output at `weighted`.
+    Sources: DeepSeek-V3 (arXiv:2412.19437) equations 12 to 16; Qwen2-MoE's gated shared expert (arXiv:2407.10671);
+    LongCat-Flash's zero experts (arXiv:2509.01322).
+    """
+    stores = contract(numerics, dtype, hidden_states, undeclared=EXACT)
+    x = decode(hidden_states)
+    weights, ids = topk or topk_routing(
+        router_logits=router_logits,
+        spec=spec.routing,
+        correction_bias=correction_bias,
+        per_expert_scale=per_expert_scale,
+    )
+    num_experts = router_logits.shape[1]
+    y = fused_experts(
+        hidden_states=hidden_states,
+        w13=w13,
+        w2=w2,
+        topk_weights=weights,
+        topk_ids=_weight_rows(ids, num_experts, spec.routing),
+        spec=spec.experts,
+        w13_bias=w13_bias,
+        w2_bias=w2_bias,
+        numerics=stores,
+    )
+    if spec.routing.num_zero_experts:
+        identity = rounded(x * _identity_weight(weights, ids, num_experts, spec.routing), stores.out)
+        y = rounded(y + identity, stores.out)
+    if _output_factor(spec.routing) != 1.0:
+        y = rounded(y * _output_factor(spec.routing), stores.out)
+    if spec.shared_experts == "none":
+        return y
+    shared = expert_output(x, _shared_weights(shared_w13, shared_w2), spec.experts, stores)
+    if spec.shared_experts == "gated":
+        logit = rounded(_gate_logit(x, shared_gate), stores.gate_up)
+        shared = rounded(shared * rounded(sigmoid(logit), stores.act), stores.weighted)
+    return rounded(y + rounded(shared, stores.out), stores.out)
+
+
+def value_and_sigma(
+    *,
+    hidden_states: AnyArray,
+    router_logits: AnyArray,
+    w13: ExpertArrays,
+    w2: ExpertArrays,
+    spec: MoESpec,
+    correction_bias: AnyArray | None = None,
+    per_expert_scale: AnyArray | None = None,
+    shared_w13: AnyArray | None = None,
+    shared_w2: AnyArray | None = None,
+    shared_gate: AnyArray | None = None,
+    w13_bias: AnyArray | None = None,
+    w2_bias: AnyArray | None = None,
+    topk: Topk | None = None,
+    numerics: Numerics | None = None,
+    dtype: str | None = None,
+) -> tuple[Float64, Float64]:
+    """The unrounded y and the standard deviation of a kernel's error, both [T, H] float64, for the reference's ids.
+
+    V_y = r^2 V_routed + V_shared + the stores above. Routing weights that the kernel computes are off by ROUTING_ULPS
+    fp32 ulps, + one rounding if `scores` are stored low; those given as `topk` are exact. Other arguments as above.
+    """
+    stores = contract(numerics, dtype, hidden_states, undeclared=Numerics())
+    x = decode(hidden_states)
+    weights, ids = topk or topk_routing(
+        router_logits=router_logits,
+        spec=spec.routing,
+        correction_bias=correction_bias,
+        per_expert_scale=per_expert_scale,
+    )
+    v_weights = np.zeros(weights.shape) if topk else _routing_variance(weights, stores)
+    num_experts = router_logits.shape[1]
+    y, sigma = experts_value_and_sigma(
+        hidden_states=hidden_states,
+        w13=w13,
+        w2=w2,
+        topk_weights=weights,
+        topk_ids=_weight_rows(ids, num_experts, spec.routing),
+        spec=spec.experts,
+        w13_bias=w13_bias,
+        w2_bias=w2_bias,
+        numerics=stores,
+        weight_variance=v_weights,
+    )
+    variance = np.square(sigma)
+    if spec.routing.num_zero_experts:
+        identity = x * _identity_weight(weights, ids, num_experts, spec.routing)
+        v_identity = np.square(x) * _identity_weight(v_weights, ids, num_experts, spec.routing)
+        y = y + identity
+        variance += v_identity + store_variance(identity, stores.out) + store_variance(y, stores.out)
+    factor = _output_factor(spec.routing)
+    if factor != 1.0:
+        y = y * factor
+        variance = variance * factor**2 + store_variance(y, stores.out)
+    if spec.shared_experts == "none":
+        return y, np.sqrt(variance)
+    shared, v_shared = _shared_with_variance(x, shared_w13, shared_w2, shared_gate, spec, stores)
+    y = y + shared
+    return y, np.sqrt(variance + v_shared + store_variance(y, stores.out))
+
+
+def _shared_with_variance(
+    x: Float64,
+    shared_w13: AnyArray | None,
+    shared_w2: AnyArray | None,
+    shared_gate: AnyArray | None,
+    spec: MoESpec,
+    stores: Numerics,
+) -> tuple[Float64, Float64]:
+    shared, variance = expert_with_variance(x, None, _shared_weights(shared_w13, shared_w2), spec.experts, stores)
+    last = stores.per_expert
+    if spec.shared_experts == "gated":
+        logit = _gate_logit(x, shared_gate)
+        accumulation = U32**2 * x.shape[1] / 6.0 * (np.square(x) @ np.square(decode(_given(shared_gate))))[:, None]
+        v_logit = accumulation + store_variance(logit, stores.gate_up)
+        gate = sigmoid(logit)
+        v_gate = np.square(gate * (1.0 - gate)) * v_logit + np.square(ROUTING_ULPS * ulp(gate, "fp32"))
+        if stores.act != "fp32":
+            v_gate += store_variance(gate, stores.act)
+        variance = np.square(gate) * variance + np.square(shared) * v_gate
+        shared = shared * gate
+        variance += store_variance(shared, stores.weighted)
+        last = stores.weighted
+    if not exact_in(last, stores.out):
+        variance += store_variance(shared, stores.out)
+    return shared, variance
+
+
+def _weight_rows(ids: AnyArray, num_experts: int, routing: RoutingSpec) -> AnyArray:
+    """Row of w13 for each id: -1 for zero experts, E + j moved down to the rows after the real experts."""
+    real = num_experts - routing.num_zero_experts
+    rows = np.where(ids >= num_experts, ids - routing.num_zero_experts, ids)
+    return np.where((ids >= real) & (ids < num_experts), -1, rows)
+
+
+def _identity_weight(weights: AnyArray, ids: AnyArray, num_experts: int, routing: RoutingSpec) -> Float64:
+    """Sum of each token's weights (or their variances) on zero experts, [T, 1]."""
+    zero = (ids >= num_experts - routing.num_zero_experts) & (ids < num_experts)
+    total: Float64 = np.sum(np.where(zero, decode(weights), 0.0), axis=1, keepdims=True)
+    return total
+
+
+def _output_factor(routing: RoutingSpec) -> float:
+    """What multiplies the sum over the slots: r, unless it is already inside the weights."""
+    return 1.0 if routing.scaling_placement == "topk_weights" else routed_factor(routing)
+
+
+def _routing_variance(weights: Float64, stores: Numerics) -> Float64:
+    variance = np.square(ROUTING_ULPS * ulp(weights, "fp32"))
+    return variance if stores.scores == "fp32" else variance + store_variance(weights, stores.scores)
+
+
+def _shared_weights(shared_w13: AnyArray | None, shared_w2: AnyArray | None) -> Weights:
+    return Weights(w13=decode(_given(shared_w13)), w2=decode(_given(shared_w2)), b13=None, b2=None)
+
+
+def _gate_logit(x: Float64, shared_gate: AnyArray | None) -> Float64:
+    logit: Float64 = x @ decode(_given(shared_gate))
+    return logit[:, None]
+
+
+def _given(array: AnyArray | None) -> AnyArray:
+    if array is None:
+        raise ValueError("the spec has shared experts whose weights were not given")
+    return array
