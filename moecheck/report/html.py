@@ -2,12 +2,62 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
+from importlib import resources
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from moecheck.checks.finding import FAILURES, SEVERITY, Verdict
+from moecheck.report.headline import headline, kernels_by_reason, totals_line
+from moecheck.report.names import slug
 from moecheck.report.picture import ErrorPicture
+from moecheck.report.plots import heat_map_svg, histogram_svg
 from moecheck.report.results import RunSummary
+from moecheck.report.text import duration, metric, place, printable, verdict_words
 
 
 def html_report(summary: RunSummary, pictures: Sequence[ErrorPicture] = ()) -> str:
-    """The page; `pictures` are matched to kernels by name."""
-    return ""
+    """The page; `pictures` are matched to kernels by name.
+
+    Every string is escaped, and a content security policy forbids all requests and every script but the page's own.
+    """
+    environment = Environment(
+        loader=PackageLoader("moecheck.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    environment.filters.update(metric=metric, duration=duration, place=place, slug=slug, tone=_tone)
+    script = _file("report.js")
+    tested = [kernel for kernel in reversed(summary.kernels) if kernel.verdict != Verdict.SKIP]
+    return environment.get_template("report.html").render(
+        summary=summary,
+        headline=headline(summary),
+        totals=totals_line(summary),
+        kernels=tested,
+        verdicts=[verdict for verdict in reversed(SEVERITY) if any(kernel.verdict == verdict for kernel in tested)],
+        reasons=kernels_by_reason(summary),
+        pictures={picture.kernel: picture for picture in pictures},
+        heat_map=heat_map_svg,
+        histogram=histogram_svg,
+        words=verdict_words,
+        style=Markup(_file("report.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _tone(verdict: Verdict) -> str:
+    """The class of a verdict's colour."""
+    if verdict in FAILURES:
+        return "bad"
+    return "good" if verdict == Verdict.PASS else "unsure"
+
+
+def _file(name: str) -> str:
+    return (resources.files("moecheck.report") / "templates" / name).read_text(encoding="utf-8")

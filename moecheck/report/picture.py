@@ -106,6 +106,13 @@ def picture_of(
     )
 
 
+def coarsen(values: Float64, rows: int, columns: int) -> Float64:
+    """The largest element of each cell, with at most `rows` x `columns` cells. values: [t, h] float64."""
+    row_cuts, column_cuts = _cuts(values.shape[0], rows)[:-1], _cuts(values.shape[1], columns)[:-1]
+    by_rows = np.maximum.reduceat(values, row_cuts, axis=0)
+    return np.asarray(np.maximum.reduceat(by_rows, column_cuts, axis=1), dtype=np.float64)
+
+
 def _matrix(values: Float64) -> Float64:
     return values.reshape(values.shape[0] if values.ndim else 1, -1) if values.size else np.zeros((1, 1))
 

@@ -19,8 +19,8 @@ class KernelSummary:
     cases: kernel x case runs that were judged (not skipped); of these, passed_cases and failed_cases.
     max_diff = max|out - ref|, max_rel_diff = max|out - ref| / rms(ref), mismatch_ratio = share of elements with
     |out - ref| > tol + tol * |ref|, rms_z, max_z: each the largest over the judged cases; None: not measured.
-    slope_error, slope_error_se, detection_limit, contract, contract_agreement, contract_runner_up, diagnosis: None where
-    no check tells.
+    slope_error, slope_error_se, detection_limit, contract, contract_agreement, contract_runner_up, diagnosis: None
+    where no check tells.
     worst_case: id of the case that decided the verdict. check, message, where: of its worst finding.
     reproduce: a shell command. skip_reasons: reason -> number of cases. seconds: time in the kernel.
     """

@@ -66,7 +66,7 @@ def summarise(
         git=git,
         totals={verdict.value: verdicts[verdict] for verdict in _TOTALS},
         checks_per_second=judged / elapsed if judged and elapsed > 0 else None,
-        kernels=tuple(sorted(kernels, key=lambda kernel: (SEVERITY.index(kernel.verdict), kernel.name))),
+        kernels=tuple(sorted(kernels, key=_attention)),
         skipped=tuple(Skipped(name=name, reason=reason) for name, reason in sorted(skipped.items())),
         tol=tol,
         profile=profile,
@@ -133,6 +133,12 @@ def _kernel(
         rms_z=_largest(judged.values(), "rms_z"),
         max_z=_largest(judged.values(), "max_z"),
     )
+
+
+def _attention(kernel: KernelSummary) -> tuple[bool, bool, int, str]:
+    """Sort key: skipped, passed, unsure, failed; in a terminal the last is next to the prompt."""
+    done = kernel.verdict in (Verdict.SKIP, Verdict.PASS)
+    return (kernel.failed, not done, SEVERITY.index(kernel.verdict), kernel.name)
 
 
 def _largest(cases: Iterable[Sequence[Finding]], name: str) -> float | None:

@@ -1,0 +1,106 @@
+"""Pictures of an error as SVG to be put into a page: text in the page's own colour, light or dark."""
+
+from __future__ import annotations
+
+import re
+from io import StringIO
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from moecheck.report.picture import EDGES, ErrorPicture
+
+RIGHT, WRONG = "#5b8fd9", "#e5484d"
+RANGE = (1e-3, 1e3)  # of |out - ref| / allowed in the heat map's colours; the bound, 1, is the break in the middle
+_INK = "#010203"  # stands for the page's text colour
+_STYLE: Any = {  # typed by matplotlib as a dictionary of hundreds of literal keys
+    "svg.fonttype": "none",
+    "svg.hashsalt": "moecheck",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.parse_math": False,
+    "axes.formatter.use_mathtext": False,
+}
+_COLORS = LinearSegmentedColormap.from_list(
+    "excess", [(0.0, "#8f96a31f"), (0.5, RIGHT), (0.5, "#ffb224"), (0.75, WRONG), (1.0, "#8e1240")]
+)
+
+
+def heat_map_svg(picture: ErrorPicture) -> Markup:
+    """Rows x columns of the output, coloured by the largest |out - ref| / allowed of each cell."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.2, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        rows, columns = picture.shape
+        image = axes.imshow(
+            np.clip(picture.excess, *RANGE),
+            cmap=_COLORS,
+            norm=LogNorm(*RANGE),
+            aspect="auto",
+            interpolation="none",
+            extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
+        )
+        axes.set_xlabel(picture.axes[1])
+        axes.set_ylabel(picture.axes[0])
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        bar = figure.colorbar(image, ax=axes, ticks=[1e-3, 1e-2, 0.1, 1, 10, 100, 1e3], pad=0.02)
+        bar.ax.set_yticklabels(["≤ 0.001", "0.01", "0.1", "1 allowed", "10", "100", "≥ 1000"])
+        bar.ax.minorticks_off()
+        bar.outline.set_visible(False)
+        return _svg(figure, f"heat map of the error by {picture.axes[0]} and {picture.axes[1]}")
+
+
+def histogram_svg(picture: ErrorPicture) -> Markup:
+    """Number of elements by |out - ref| / allowed, with the bound marked."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.2, 2.6), layout="constrained")
+        axes = figure.add_subplot()
+        step = EDGES[1] / EDGES[0]
+        left = np.concatenate([[EDGES[0] / step], EDGES])  # the outer bins are drawn one step wide
+        colors = [WRONG if edge >= 1 else RIGHT for edge in left]
+        axes.bar(left, picture.histogram, width=left * (step - 1), align="edge", color=colors, linewidth=0)
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_xlim(left[0], left[-1] * step)
+        _label(axes, int(picture.histogram.max()))
+        axes.axvline(1, color=_INK, linestyle="--", linewidth=1)
+        axes.annotate(
+            "allowed", (1, 1), xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points", va="top"
+        )
+        return _svg(figure, "histogram of the error")
+
+
+def _label(axes: Axes, most: int) -> None:
+    ticks = [1e-4, 1e-2, 1, 1e2, 1e4]
+    axes.set_xticks(ticks, ["≤ 0.0001", "0.01", "1", "100", "≥ 10000"])
+    axes.minorticks_off()
+    powers = [10**power for power in range(0, len(str(most)) + 1, max(1, len(str(most)) // 4))]
+    axes.set_yticks([0, *powers], ["0", *(f"{power:,}" for power in powers)])
+    axes.set_ylim(0, most * 3 + 1)
+    axes.set_xlabel("|out - ref| / allowed")
+    axes.set_ylabel("elements")
+
+
+def _svg(figure: Figure, title: str) -> Markup:
+    """The bare <svg> element: no XML header, no metadata, no addresses."""
+    file = StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|(<svg[^>]*?) height="[^"]*"', r"\1\2", svg, count=1)
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))

@@ -1,0 +1,99 @@
+"""One kernel x case in a terminal, with all that is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from moecheck.checks.finding import Finding
+from moecheck.formats import Float64
+from moecheck.report.picture import ErrorPicture, coarsen
+from moecheck.report.summarise import CASE, case_verdict
+from moecheck.report.terminal import indented, unbroken, verdict_text
+from moecheck.report.text import count, metric, one_line, place, printable
+
+MAX_ROWS = 32
+MAX_COLUMNS = 128
+# |out - ref| / allowed up to these values, and above the last.
+LEVELS = ((0.5, "·"), (1.0, "░"), (10.0, "▒"), (100.0, "▓"))
+ABOVE = "█"
+
+
+def replay_view(
+    findings: Sequence[Finding], *, width: int, picture: ErrorPicture | None = None, reproduce: str | None = None
+) -> RenderableType:
+    """One kernel x case: its findings, their numbers, the worst elements and a heat map of the error."""
+    closing = case_verdict(findings)
+    parts: list[RenderableType] = [
+        Text.assemble(verdict_text(closing.verdict), "  ", (one_line(closing.kernel), "bold")),
+        indented(f"case {closing.case}"),
+        Text(),
+    ]
+    said = {finding.message for finding in findings if finding.check != CASE}
+    for finding in findings:
+        if finding.check != CASE or finding.message not in said:
+            parts += _finding(finding)
+    if picture is not None:
+        parts += _picture(picture, width=width)
+    if reproduce:
+        parts += [Text(), unbroken(printable(reproduce), style="cyan")]
+    return Group(*parts)
+
+
+def heat_map(excess: Float64, rows: int, columns: int) -> list[str]:
+    """Lines of blocks, one a cell. excess: [t, h] float64, |out - ref| / allowed; each cell shows its largest."""
+    cells = coarsen(excess, rows, columns)
+    symbols = np.array([symbol for _, symbol in LEVELS] + [ABOVE])
+    return ["".join(line) for line in symbols[np.searchsorted([level for level, _ in LEVELS], cells, side="left")]]
+
+
+def _finding(finding: Finding) -> Iterator[RenderableType]:
+    yield Text.assemble(verdict_text(finding.verdict), "  ", (one_line(finding.check), "bold"))
+    if finding.message:
+        yield indented(finding.message)
+    if finding.where:
+        yield indented(f"at {place(finding.where)}")
+    if finding.numbers:
+        yield indented("  ".join(f"{name}={metric(value)}" for name, value in finding.numbers.items()), style="dim")
+
+
+def _picture(picture: ErrorPicture, *, width: int) -> Iterator[RenderableType]:
+    total = picture.shape[0] * picture.shape[1]
+    wrong = f"{count(picture.wrong, 'element')} of {total:,} above the bound ({picture.wrong / total:.2%})"
+    yield from (Text(), Text(wrong, style="bold"))
+    if picture.worst:
+        yield from (Text(), _worst(picture))
+    label = max(len(str(picture.shape[0] - 1)), len(picture.axes[0])) + 1
+    lines = heat_map(picture.excess, MAX_ROWS, min(MAX_COLUMNS, width - label - 1))
+    yield from (
+        Text(),
+        Text(f"{picture.axes[0]:>{label - 1}} {picture.axes[1]} 0 to {picture.shape[1] - 1}", style="dim"),
+    )
+    for index, line in enumerate(lines):
+        row = index * picture.shape[0] // len(lines)
+        text = unbroken(f"{row:>{label - 1}} {line}")
+        text.highlight_regex(r"[▒▓█]+", "red")
+        yield text
+    legend = "  ".join(f"{symbol} ≤ {level:g}" for level, symbol in LEVELS)
+    yield Text(f"largest |out - ref| / allowed of each cell, above 1 is wrong:\n{legend}  {ABOVE} more", style="dim")
+
+
+def _worst(picture: ErrorPicture) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in (*picture.axes, "got", "expected", "error", "allowed"):
+        table.add_column(name, justify="right", overflow="fold")
+    for element in picture.worst:
+        table.add_row(
+            str(element.row),
+            str(element.column),
+            f"{element.got:.6g}",
+            f"{element.expected:.6g}",
+            metric(element.error),
+            metric(element.allowed),
+        )
+    return table
