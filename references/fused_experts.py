@@ -12,6 +12,7 @@ from moecheck.spec import ExpertSpec
 
 from ._combine import Contribution, combine, combine_with_variance
 from ._expert import ExpertArrays, Weights, expert_output, expert_slope, expert_with_variance
+from ._experts_of_slots import rows_of_experts
 from ._stores import EXACT, contract, decode, rounded, store_variance
 
 ROWS = 256  # rows of one expert computed at a time: bounds the extra memory
@@ -107,24 +108,6 @@ def value_and_sigma(
     terms = stores.per_expert if spec.weight_on_input else stores.weighted
     value, variance = combine_with_variance(contributions(), hidden_states.shape, stores, terms)
     return value, np.sqrt(variance)
-
-
-def rows_of_experts(topk_ids: AnyArray, expert_map: AnyArray | None) -> Iterator[tuple[int, AnyArray, AnyArray]]:
-    """(local expert, its tokens, their slots) for each expert with rows, in ascending expert order, rows by token."""
-    ids = local_ids(topk_ids, expert_map)
-    order = np.argsort(ids, axis=None, kind="stable")
-    experts, starts = np.unique(ids.ravel()[order], return_index=True)
-    for expert, rows in zip(experts, np.split(order, starts[1:]), strict=True):
-        if expert >= 0:
-            yield int(expert), *np.divmod(rows, ids.shape[1])
-
-
-def local_ids(topk_ids: AnyArray, expert_map: AnyArray | None) -> AnyArray:
-    """topk_ids through the map, int64; -1 where the id is -1 or its expert is not here. Same shape as topk_ids."""
-    ids = topk_ids.astype(np.int64)
-    if expert_map is None:
-        return ids
-    return np.where(ids >= 0, expert_map.astype(np.int64)[ids], -1)
 
 
 def weights_of(

@@ -2,8 +2,8 @@
 
     python tools/bench_oracle.py --tokens 2048 --hidden 7168 --intermediate 2048 --experts 256 --top-k 8
 
-One expert's float64 arrays stand for all experts, so that drawing weights does not count; every expert gets the same
-number of rows, up to one. `np.matmul` does the same multiply-adds: two products per expert, on rows gathered beforehand.
+One expert's float64 arrays stand for all experts, so that drawing weights does not count; rows are spread evenly over
+the experts. `np.matmul` does the same multiply-adds: two products per expert, on rows gathered beforehand.
 """
 
 # ruff: noqa: T201  # a command-line tool: printing is what it is for

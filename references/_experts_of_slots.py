@@ -1,0 +1,35 @@
+"""Which local expert, if any, each (token, slot) belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from moecheck.formats import AnyArray
+
+
+def local_ids(topk_ids: AnyArray, expert_map: AnyArray | None) -> AnyArray:
+    """topk_ids through the map, int64; -1 where the id is -1 or its expert is not here. Same shape as topk_ids.
+
+    topk_ids: [T, k] int, global. expert_map: [E] int, global to local id, -1 = not on this rank; None: all are local.
+    """
+    ids = topk_ids.astype(np.int64)
+    if expert_map is None:
+        return ids
+    return np.where(ids >= 0, expert_map.astype(np.int64)[ids], -1)
+
+
+def count_local_experts(num_experts: int, expert_map: AnyArray | None) -> int:
+    """E_local: the experts that the map places on this rank."""
+    return num_experts if expert_map is None else int(np.count_nonzero(expert_map >= 0))
+
+
+def rows_of_experts(topk_ids: AnyArray, expert_map: AnyArray | None) -> Iterator[tuple[int, AnyArray, AnyArray]]:
+    """(local expert, its tokens, their slots) for each expert with rows, in ascending expert order, rows by token."""
+    ids = local_ids(topk_ids, expert_map)
+    order = np.argsort(ids, axis=None, kind="stable")
+    experts, starts = np.unique(ids.ravel()[order], return_index=True)
+    for expert, rows in zip(experts, np.split(order, starts[1:]), strict=True):
+        if expert >= 0:
+            yield int(expert), *np.divmod(rows, ids.shape[1])
