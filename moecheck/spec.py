@@ -28,6 +28,7 @@ class RoutingSpec:
     With logits l, scores s, correction bias b, chosen ids S and factor r (all float64 in the reference):
     softcap: l <- softcap * tanh(l / softcap). scoring: s = softmax(l), sigmoid(l) or sqrt(softplus(l)).
     softmax_over_selected: choose on l, then w = softmax(l_S) (only with scoring="softmax").
+    choose_by_logits: choose on l although w comes from s (differs from choosing on s where a bias is added or scores underflow).
     correction_bias: `select` chooses on s + b and weighs with s; `logits` adds b to l before the scoring.
     num_expert_groups, topk_groups: only experts of the best topk_groups groups may be chosen; a group's score is its `max` or
     the sum of its best two choice scores; the choice scores of other groups are set to -Inf or to 0 (group_mask).
@@ -43,6 +44,7 @@ class RoutingSpec:
     scoring: Scoring = "softmax"
     softcap: float | None = None
     softmax_over_selected: bool = False
+    choose_by_logits: bool = False
     correction_bias: BiasUse = "none"
     num_expert_groups: int = 1
     topk_groups: int = 1
@@ -69,14 +71,17 @@ class RoutingSpec:
             f"topk_groups={self.topk_groups} must lie between 1 and num_expert_groups={self.num_expert_groups}.",
         )
         _require(self.softcap is None or self.softcap > 0, f"softcap={self.softcap} must be positive.")
-        _require(self.routed_scaling_factor > 0, f"routed_scaling_factor={self.routed_scaling_factor} must be positive.")
+        _require(
+            self.routed_scaling_factor > 0, f"routed_scaling_factor={self.routed_scaling_factor} must be positive."
+        )
         _require(self.renorm_eps >= 0, f"renorm_eps={self.renorm_eps} must not be negative.")
         _require(
             not self.softmax_over_selected or self.scoring == "softmax",
             "softmax_over_selected=True needs scoring='softmax'.",
         )
         _require(
-            self.selection == "topk" or self.top_k <= 2, f"selection='sparsemixer' is defined for top_k <= 2, not {self.top_k}."
+            self.selection == "topk" or self.top_k <= 2,
+            f"selection='sparsemixer' is defined for top_k <= 2, not {self.top_k}.",
         )
 
     def check_num_experts(self, num_experts: int) -> None:
@@ -127,7 +132,9 @@ class ExpertSpec:
 
     def __post_init__(self) -> None:
         _check_literals(self)
-        _require(self.swiglu_limit is None or self.swiglu_limit > 0, f"swiglu_limit={self.swiglu_limit} must be positive.")
+        _require(
+            self.swiglu_limit is None or self.swiglu_limit > 0, f"swiglu_limit={self.swiglu_limit} must be positive."
+        )
         _require(
             self.activation == "silu" or self.swiglu_alpha == 1.0,
             f"swiglu_alpha={self.swiglu_alpha} needs activation='silu', not {self.activation!r}.",
