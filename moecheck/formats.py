@@ -35,9 +35,7 @@ FORMATS = {
         max_value=float(np.finfo(np.float32).max),
         storage=np.dtype(np.float32),
     ),
-    "fp16": Format(
-        name="fp16", precision=11, min_exponent=-14, max_value=65504.0, storage=np.dtype(np.float16)
-    ),
+    "fp16": Format(name="fp16", precision=11, min_exponent=-14, max_value=65504.0, storage=np.dtype(np.float16)),
     "bf16": Format(
         name="bf16",
         precision=8,

@@ -66,3 +66,14 @@ class Finding:
 def worst(verdicts: list[Verdict]) -> Verdict:
     """The verdict of several judgements together; SKIP for none."""
     return max(verdicts, key=SEVERITY.index, default=Verdict.SKIP)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What one check says of one output: a Finding before it is known whose run it was."""
+
+    check: str
+    verdict: Verdict
+    message: str = ""
+    numbers: dict[str, float] = field(default_factory=dict)
+    where: dict[str, int] = field(default_factory=dict)

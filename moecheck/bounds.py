@@ -1,0 +1,47 @@
+"""Derived limits that verdicts rest on; each cites its derivation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .formats import Float64, ulp
+
+FALSE_ALARM = 1e-6
+SLACK = 1.5
+
+
+def z_limit(elements: int) -> float:
+    """Largest |out - ref| / sigma among `elements` that honest rounding explains.
+
+    The maximum of n independent normal variates exceeds sqrt(2 ln(2n/p)) with probability below p (union bound on the
+    tail exp(-z^2/2)); p = 1e-6. The factor 1.5 pays for sigma's own error: contracts with more or fewer stores than
+    assumed measure 0.70 to 1.25 times sigma.
+    """
+    return float(SLACK * np.sqrt(2 * np.log(2 * max(elements, 1) / FALSE_ALARM)))
+
+
+def score_eps(scores: Float64, bias: Float64 | float, dtype: str) -> Float64:
+    """How far a kernel's choice score may be from the float64 one.
+
+    Exponential, quotient and addition in fp32 each round by half an ulp or, for library exponentials, up to two ulps: four
+    ulps of max(|score|, |bias|) in all, and never less than the smallest normal number, below which devices flush to
+    zero. One more ulp of `dtype` where scores are stored in a format narrower than fp32.
+    """
+    size = np.maximum(np.abs(scores), np.abs(bias))
+    eps = 4 * ulp(size, "fp32") + 2.0**-126
+    return eps if dtype == "fp32" else eps + ulp(size, dtype)
+
+
+def weight_bound(weights: Float64, logits: Float64, *, top_k: int, dtype: str) -> Float64:
+    """Bound on |w - w64| for routing weights that an fp32 kernel computes from given logits.
+
+    exp(l - max l) carries the rounding of its argument, up to 2^-24 |l - max l|, and up to 2 ulps (2^-22) of its own; a
+    softmax or renormalisation adds a sum (half an ulp per term, relative to a positive sum: up to (log2 E + top_k) 2^-24
+    for trees and short loops) and a quotient, scaling one more product. One store in `dtype` when narrower.
+    weights: [T, k']. logits: [T, E].
+    """
+    finite = np.where(np.isfinite(logits), logits, 0.0)
+    spread = np.max(finite, axis=1, keepdims=True, initial=0.0) - np.min(finite, axis=1, keepdims=True, initial=0.0)
+    rounding = 2.0**-24 * (2 * np.minimum(spread, 128.0) + 16 + top_k + np.log2(max(logits.shape[1], 2)))
+    bound = np.abs(weights) * rounding + 2.0**-126
+    return bound if dtype == "fp32" else bound + ulp(weights, dtype)

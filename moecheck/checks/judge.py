@@ -1,0 +1,103 @@
+"""Judges what a kernel returned on one case: all checks of the case's op together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moecheck.cases import Case
+from moecheck.checks.contract import judge_contract, output_sizes
+from moecheck.checks.finding import Judgement, Verdict
+from moecheck.checks.layer import layer_values
+from moecheck.checks.routing import judge_routing
+from moecheck.checks.structure import judge_structure
+from moecheck.checks.values import is_vacuous, judge_values
+from moecheck.formats import AnyArray, to_float64
+from moecheck.numerics import Numerics
+from moecheck.oracle import Oracle, Values
+
+VALUE_OPS = frozenset({"unpermute", "grouped_gemm", "act_and_mul", "fused_experts", "moe_layer"})
+STRUCTURE_OPS = frozenset({"align_block_size", "permute", "problem_sizes", "shuffle_rows"})
+ROW_NAMES = {"grouped_gemm": "row", "act_and_mul": "row"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the user set: tol of mismatch_ratio and vacuity, max_mismatch as a hard cap on the ratio (None: no cap)."""
+
+    tol: float = 1e-2
+    max_mismatch: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """All judgements of one run, and what the report draws: the output and the values it was compared with."""
+
+    judgements: tuple[Judgement, ...]
+    out: AnyArray | None = None
+    values: Values | None = None
+
+
+def judge(
+    case: Case, outputs: tuple[AnyArray, ...], oracle: Oracle, limits: Limits, numerics: Numerics | None
+) -> Judged:
+    """Judge a kernel's outputs (NumPy arrays) against the case's reference under the kernel's declared contract."""
+    inputs = oracle.inputs(case)
+    contract = judge_contract(case, inputs, outputs)
+    if contract.verdict is not Verdict.PASS:
+        return Judged(judgements=(contract,))
+    if case.op in VALUE_OPS:
+        judged = _values(case, outputs[0], oracle, limits, numerics)
+    elif case.op in STRUCTURE_OPS:
+        judged = Judged(judgements=(_structure(case, inputs, outputs, oracle),))
+    else:
+        judged = Judged(judgements=tuple(_routing(case, inputs, outputs, limits, numerics)))
+    return Judged(judgements=(contract, *judged.judgements), out=judged.out, values=judged.values)
+
+
+def _values(case: Case, out: AnyArray, oracle: Oracle, limits: Limits, numerics: Numerics | None) -> Judged:
+    values, extra = oracle.values(case, numerics), None
+    decoded = to_float64(out)
+    if case.op == "moe_layer":
+        values, extra = layer_values(case, decoded, oracle, numerics)
+    if is_vacuous(values, tol=limits.tol):
+        return Judged(judgements=(_vacuous(f"an all-zeros output passes at tol={limits.tol:g}"),))
+    exact = case.stratum == "integer" and case.op in ("fused_experts", "grouped_gemm")
+    judgement = judge_values(
+        decoded,
+        values,
+        tol=limits.tol,
+        max_mismatch=limits.max_mismatch,
+        exact=exact,
+        row=ROW_NAMES.get(case.op, "token"),
+    )
+    return Judged(judgements=(judgement, *([extra] if extra else [])), out=out, values=values)
+
+
+def _structure(case: Case, inputs: dict[str, Any], outputs: tuple[AnyArray, ...], oracle: Oracle) -> Judgement:
+    expected = oracle.outputs(case)
+    zeros = tuple(np.zeros_like(output) for output in outputs)
+    if judge_structure(case, inputs, zeros, expected).verdict is Verdict.PASS:
+        return _vacuous("all-zeros outputs pass")
+    return judge_structure(case, inputs, outputs, expected)
+
+
+def _routing(
+    case: Case, inputs: dict[str, Any], outputs: tuple[AnyArray, ...], limits: Limits, numerics: Numerics | None
+) -> list[Judgement]:
+    weights, ids = to_float64(outputs[0]), outputs[1].astype(np.int64)
+    if not case.num_tokens:
+        return [_vacuous("there are no tokens")]
+    return judge_routing(case, inputs, weights, ids, numerics=numerics, tol=limits.tol)
+
+
+def _vacuous(reason: str) -> Judgement:
+    return Judgement(check="vacuity", verdict=Verdict.VACUOUS, message=f"This case shows nothing: {reason}.")
+
+
+def poison_sizes(case: Case, inputs: dict[str, Any]) -> tuple[int, ...] | None:
+    """Shape of the op's single output, where it is known beforehand: what an `out` argument is made with."""
+    sizes = output_sizes(case, inputs)
+    return tuple(size for size in sizes[0] if size is not None) if len(sizes) == 1 else None

@@ -1,0 +1,77 @@
+"""What a whole layer should give when some tokens have more than one legal set of experts.
+
+A fused layer returns no ids, so its choice cannot be seen. For each ambiguous token every legal set is tried, and the one
+that is nearest to the kernel's output is what the token is judged against; a token with too many legal sets is left out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moecheck import metrics
+from moecheck.cases import Case
+from moecheck.checks.finding import Judgement, Verdict
+from moecheck.checks.legal_sets import ambiguous_rows, choice_of, legal_sets
+from moecheck.formats import Float64
+from moecheck.numerics import Numerics
+from moecheck.oracle import Oracle, Values, reference_modules
+
+MOST_SETS = 16
+MOST_LEFT_OUT = 0.05
+
+
+def layer_values(
+    case: Case, out: Float64, oracle: Oracle, numerics: Numerics | None
+) -> tuple[Values, Judgement | None]:
+    """The values to judge `out` [T, H] against, and a judgement where ambiguity is worth a word (else None)."""
+    values, inputs, routing = oracle.values(case, numerics), oracle.inputs(case), case.spec.routing
+    choice = choice_of(case, inputs, numerics)
+    tokens = np.flatnonzero(ambiguous_rows(choice, routing))
+    if not len(tokens):
+        return values, None
+    sets = {int(token): legal_sets(choice, int(token), routing, most=MOST_SETS + 1) for token in tokens}
+    left_out = [token for token, options in sets.items() if len(options) > MOST_SETS]
+    best = Values(true=values.true.copy(), sigma=values.sigma.copy(), rounded=values.rounded.copy())
+    for alternative in range(max((len(options) for options in sets.values()), default=0)):
+        _take_nearer(
+            case, out, oracle, numerics, {t: o for t, o in sets.items() if t not in left_out}, alternative, best
+        )
+    best.true[left_out] = np.nan
+    share = len(left_out) / case.num_tokens
+    verdict = Verdict.PASS if share <= MOST_LEFT_OUT else Verdict.INCONCLUSIVE
+    message = f"{len(tokens)} of {case.num_tokens} tokens have several legal choices, {len(left_out)} were left out."
+    numbers = {"ambiguous_share": len(tokens) / case.num_tokens, "left_out_share": share}
+    return best, Judgement(check="ambiguity", verdict=verdict, message=message, numbers=numbers)
+
+
+def _take_nearer(
+    case: Case,
+    out: Float64,
+    oracle: Oracle,
+    numerics: Numerics | None,
+    sets: dict[int, list[tuple[int, ...]]],
+    alternative: int,
+    best: Values,
+) -> None:
+    """Replace the rows of `best` for which the given alternative explains `out` better."""
+    rows = [token for token, options in sets.items() if alternative < len(options)]
+    if not rows:
+        return
+    inputs, module = oracle.inputs(case), reference_modules()["topk_routing"]
+    arguments = {"spec": case.spec.routing, **{n: inputs[n] for n in _ROUTER_INPUTS if n in inputs}}
+    _, ids = module.topk_routing(**arguments)
+    for token in rows:
+        ids[token, : case.spec.routing.top_k] = sets[token][alternative]
+    topk = (module.weights_of_ids(**arguments, topk_ids=ids), ids)
+    tried = oracle.values(case, numerics, topk=topk)
+    nearer = [token for token in rows if _distance(out, tried, token) < _distance(out, best, token)]
+    best.true[nearer], best.sigma[nearer] = tried.true[nearer], tried.sigma[nearer]
+    best.rounded[nearer] = tried.rounded[nearer]
+
+
+def _distance(out: Float64, values: Values, token: int) -> float:
+    error = metrics.abs_err(out[token], values.true[token])
+    return float(np.max(error / np.maximum(values.sigma[token], np.finfo(np.float64).tiny), initial=0.0))
+
+
+_ROUTER_INPUTS = ("router_logits", "correction_bias", "per_expert_scale")

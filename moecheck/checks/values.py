@@ -1,0 +1,96 @@
+"""The check of floating-point outputs: is the deviation from the reference explained by rounding?"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from moecheck import metrics
+from moecheck.bounds import z_limit
+from moecheck.checks.finding import Judgement, Verdict
+from moecheck.checks.place import shares
+from moecheck.formats import Float64
+from moecheck.oracle import Values
+
+Bool = npt.NDArray[np.bool_]
+
+
+def judge_values(
+    out: Float64, expected: Values, *, tol: float, max_mismatch: float | None, exact: bool = False, row: str = "token"
+) -> Judgement:
+    """PASS when every element lies within what rounding explains, else FAIL, or PROVEN_WRONG where no rounding may.
+
+    out: [rows, columns] float64, as the kernel returned it. exact: equality is required (an integer-exact case).
+    The tolerance `tol` is reported as mismatch_ratio against the rounded reference. It never excuses an element that rounding
+    does not explain. An element beyond it that rounding does explain fails nothing, since no correct kernel could do
+    better, unless max_mismatch is given: then that ratio is a hard cap.
+    Elements that the reference itself finds to overflow or to be NaN are left to `numbers["undefined"]`.
+    """
+    # An output that overflows the format, legally, is as undefined as one whose reference is not finite.
+    defined = np.isfinite(expected.true) & np.isfinite(expected.rounded)
+    allowed = np.zeros_like(expected.sigma) if exact else z_limit(out.size) * expected.sigma
+    error = metrics.abs_err(out, expected.true)
+    beyond = defined & ~(error <= allowed)
+    mismatch = defined & metrics.mismatches(out, expected.rounded, tol)
+    numbers = _numbers(out, expected, error, defined, tol)
+    numbers["unexplained_ratio"] = float(beyond.mean()) if out.size else 0.0
+    if not beyond.any():
+        return _explained(float(mismatch.mean()) if out.size else 0.0, numbers, tol, max_mismatch)
+    worst = _worst(out, error, allowed, beyond)
+    proven = exact or not np.isfinite(out[defined]).all()
+    return Judgement(
+        check="values",
+        verdict=Verdict.PROVEN_WRONG if proven else Verdict.FAIL,
+        message=_message(out, expected, allowed, beyond, worst, row),
+        numbers=numbers,
+        where={row: worst[0], "column": worst[1]},
+    )
+
+
+def _explained(ratio: float, numbers: dict[str, float], tol: float, cap: float | None) -> Judgement:
+    verdict, note = Verdict.PASS, f"{ratio:.2%} of the elements exceed tol={tol:g}, by rounding alone." if ratio else ""
+    if cap is not None and not ratio <= cap:
+        verdict, note = (
+            Verdict.FAIL,
+            f"{ratio:.2%} of the elements exceed tol={tol:g}, --max-mismatch allows {cap:.2%}.",
+        )
+    return Judgement(check="values", verdict=verdict, message=note, numbers=numbers)
+
+
+def is_vacuous(expected: Values, *, tol: float) -> bool:
+    """Whether an all-zeros output would pass at this tolerance: such a case shows nothing."""
+    zeros = np.zeros_like(expected.true)
+    return not metrics.mismatches(zeros, expected.true, tol).any()
+
+
+def _numbers(out: Float64, expected: Values, error: Float64, defined: Bool, tol: float) -> dict[str, float]:
+    out, rounded = out[defined], expected.rounded[defined]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.where(error[defined] == 0, 0.0, error[defined] / expected.sigma[defined])
+    return {
+        "max_diff": metrics.max_diff(out, rounded),
+        "max_rel_diff": metrics.max_rel_diff(out, rounded),
+        "mismatch_ratio": metrics.mismatch_ratio(out, rounded, tol),
+        "max_z": float(np.max(z, initial=0.0)),
+        "rms_z": float(np.sqrt(np.mean(z**2))) if z.size else 0.0,
+        "rms_ref": metrics.rms(expected.true),
+        "undefined": float(np.count_nonzero(~defined)),
+    }
+
+
+def _worst(out: Float64, error: Float64, allowed: Float64, beyond: Bool) -> tuple[int, int]:
+    """Coordinates of the first non-finite element, else of the one that exceeds its bound by the largest factor."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        excess = np.where(beyond, error / np.where(allowed > 0, allowed, np.finfo(np.float64).tiny), -1.0)
+    excess = np.where(beyond & ~np.isfinite(out), np.inf, excess)
+    row, column = np.unravel_index(int(np.argmax(excess)), excess.shape)
+    return int(row), int(column)
+
+
+def _message(out: Float64, expected: Values, allowed: Float64, beyond: Bool, worst: tuple[int, int], row: str) -> str:
+    bound = allowed[worst]
+    explained = f"rounding explains ±{bound:.2g}" if bound > 0 else "this case is exact in every format"
+    return (
+        f"{row} {worst[0]}, column {worst[1]}: got {out[worst]:.6g}, expected {expected.true[worst]:.6g} ({explained}). "
+        f"Wrong: {shares(beyond, row)}."
+    )

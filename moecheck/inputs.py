@@ -1,0 +1,194 @@
+"""Builds the inputs of a case: each op's arguments from Philox bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import draw
+from .cases import Case
+from .errors import CaseError
+from .formats import AnyArray, store
+from .ops import OPS
+from .routing_inputs import correction_bias, router_logits, topk_ids, topk_weights
+from .weights import ExpertWeights, hidden_states, pre_activation
+
+Int32 = npt.NDArray[np.int32]
+
+
+def build(case: Case) -> dict[str, Any]:
+    """The arguments of `case.op` by name; optional ones that the case does not use are absent."""
+    return _BUILDERS[case.op](case)
+
+
+def _topk_routing(case: Case) -> dict[str, Any]:
+    logits = router_logits(case)
+    return {"router_logits": _layout(case, store(logits, case.dtype)), **_router_extras(case)}
+
+
+def _router_extras(case: Case) -> dict[str, Any]:
+    extras: dict[str, Any] = {}
+    if case.spec.routing.correction_bias != "none":
+        extras["correction_bias"] = correction_bias(case)
+    if case.spec.routing.per_expert_scale:
+        scale = 0.5 + 1.5 * draw.uniforms((case.key, "per_expert_scale"), (case.num_experts,))
+        extras["per_expert_scale"] = scale.astype(np.float32)
+    return extras
+
+
+def _align_block_size(case: Case) -> dict[str, Any]:
+    return {
+        "topk_ids": topk_ids(case),
+        "block_size": case.block_size,
+        "num_experts": case.num_experts,
+        **_expert_map(case),
+    }
+
+
+def _permute(case: Case) -> dict[str, Any]:
+    inputs = {
+        "hidden_states": _layout(case, hidden_states(case)),
+        "topk_ids": topk_ids(case),
+        "num_experts": case.num_experts,
+        **_expert_map(case),
+    }
+    if case.hidden_scale:  # powers of two over 2^6, so that a scale read from the wrong place shows
+        shape = (case.num_tokens, -(-case.hidden_size // 128))
+        exponents = draw.integers((case.key, "hidden_scale"), shape, below=7) - 3
+        inputs["hidden_scale"] = np.ldexp(np.float32(1), exponents.astype(np.int32)).astype(np.float32)
+    return inputs
+
+
+def _unpermute(case: Case) -> dict[str, Any]:
+    ids = topk_ids(case)
+    rows = ids.size
+    inverse = draw.orders((case.key, "inv_permuted_idx"), 1, rows).reshape(ids.shape).astype(np.int32)
+    scale = float(1 / np.sqrt(1.1 / max(case.spec.routing.top_k, 1)))
+    return {
+        "permuted": _layout(case, _rows(case, "permuted", rows, case.hidden_size, scale)),
+        "topk_weights": topk_weights(case),
+        "inv_permuted_idx": np.where(ids < 0, np.int32(-1), inverse),
+    }
+
+
+def _problem_sizes(case: Case) -> dict[str, Any]:
+    return {
+        "topk_ids": topk_ids(case),
+        "num_experts": case.num_experts,
+        "intermediate_size": case.intermediate_size,
+        "hidden_size": case.hidden_size,
+        **_expert_map(case),
+    }
+
+
+def _shuffle_rows(case: Case) -> dict[str, Any]:
+    rows = case.num_tokens * case.spec.routing.top_k if case.num_tokens else 0
+    row_map = draw.integers((case.key, "row_map"), (rows,), below=max(case.num_tokens, 1))
+    return {"x": _layout(case, hidden_states(case)), "row_map": row_map.astype(np.int32)}
+
+
+def _grouped_gemm(case: Case) -> dict[str, Any]:
+    ids = topk_ids(case).reshape(-1)
+    counts = np.bincount(ids[ids >= 0], minlength=case.num_experts)
+    weights = ExpertWeights(case)
+    inputs = {
+        "x": _layout(case, _rows(case, "x", int(counts.sum()), case.hidden_size, 1.0)),
+        "w": _stack([weights.w13(e) for e in range(case.num_experts)]),
+        "expert_ends": np.cumsum(counts).astype(np.int32),
+    }
+    if case.spec.experts.w13_bias:
+        inputs["bias"] = _rows(case, "bias", case.num_experts, inputs["w"].shape[1], 0.5)
+    return inputs
+
+
+def _act_and_mul(case: Case) -> dict[str, Any]:
+    width = case.intermediate_size * (2 if case.spec.experts.gated else 1)
+    return {"x": _layout(case, _rows(case, "x", case.num_tokens, width, pre_activation(case.spec.experts)))}
+
+
+def _fused_experts(case: Case) -> dict[str, Any]:
+    weights = ExpertWeights(case)
+    return {
+        "hidden_states": _layout(case, hidden_states(case)),
+        "topk_weights": topk_weights(case),
+        "topk_ids": topk_ids(case),
+        **_expert_arrays(case, weights),
+        **_expert_map(case),
+    }
+
+
+def _expert_arrays(case: Case, weights: ExpertWeights) -> dict[str, Any]:
+    spec, count = case.spec.experts, weights.count
+    arrays: dict[str, Any] = {
+        "w13": _stack([weights.w13(e) for e in range(count)]),
+        "w2": _stack([weights.w2(e) for e in range(count)]),
+    }
+    if spec.w13_bias:
+        arrays["w13_bias"] = _rows(case, "w13_bias", count, arrays["w13"].shape[1], 0.5)
+    if spec.w2_bias:
+        arrays["w2_bias"] = _rows(case, "w2_bias", count, case.hidden_size, 0.5)
+    return arrays
+
+
+def _moe_layer(case: Case) -> dict[str, Any]:
+    logits = router_logits(case)
+    weights = ExpertWeights(case)
+    inputs = {
+        "hidden_states": _layout(case, hidden_states(case)),
+        "router_logits": logits.astype(np.float32),
+        **_expert_arrays(case, weights),
+        **_router_extras(case),
+    }
+    if case.spec.shared_experts != "none":
+        inputs["shared_w13"], inputs["shared_w2"] = weights.shared_w13(), weights.shared_w2()
+    if case.spec.shared_experts == "gated":
+        inputs["shared_gate"] = _rows(case, "shared_gate", 1, case.hidden_size, case.hidden_size**-0.5)[0]
+    return inputs
+
+
+def _expert_map(case: Case) -> dict[str, Int32]:
+    """The linear map of the rank that owns `num_local_experts` consecutive experts somewhere in the middle."""
+    local = case.num_local_experts
+    if local is None:
+        return {}
+    first = int(draw.integers((case.key, "expert_map"), (1,), below=case.num_experts - local + 1)[0])
+    mapped = np.full(case.num_experts, -1, np.int32)
+    mapped[first : first + local] = np.arange(local, dtype=np.int32)
+    return {"expert_map": mapped}
+
+
+def _rows(case: Case, name: str, rows: int, width: int, scale: float) -> AnyArray:
+    return draw.normals((case.key, name), (rows, width), scale=scale, dtype=case.dtype)
+
+
+def _stack(arrays: list[AnyArray]) -> AnyArray:
+    if not arrays:
+        raise CaseError("A case needs at least one expert.")
+    return np.stack(arrays)
+
+
+def _layout(case: Case, array: AnyArray) -> AnyArray:
+    """The array itself, or a view of equal values whose rows lie further apart, with NaN in between."""
+    if case.layout == "contiguous":
+        return array
+    rows, width = array.shape
+    wide = np.full((rows, width + 32), np.nan, dtype=array.dtype)
+    wide[:, :width] = array
+    return wide[:, :width]
+
+
+_BUILDERS = {
+    "topk_routing": _topk_routing,
+    "align_block_size": _align_block_size,
+    "permute": _permute,
+    "unpermute": _unpermute,
+    "problem_sizes": _problem_sizes,
+    "shuffle_rows": _shuffle_rows,
+    "grouped_gemm": _grouped_gemm,
+    "act_and_mul": _act_and_mul,
+    "fused_experts": _fused_experts,
+    "moe_layer": _moe_layer,
+}
+assert _BUILDERS.keys() == OPS.keys(), "each op needs a builder"

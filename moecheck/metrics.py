@@ -1,0 +1,47 @@
+"""Metrics whose names are their formulas; total: NaN and infinities give a number or are counted as mismatches."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .formats import Float64
+
+Bool = npt.NDArray[np.bool_]
+
+
+def max_diff(out: Float64, ref: Float64) -> float:
+    """Max |out - ref|; infinite when an element of `out` is NaN or a wrong infinity, 0 for empty arrays."""
+    return float(np.max(abs_err(out, ref), initial=0.0))
+
+
+def max_rel_diff(out: Float64, ref: Float64) -> float:
+    """Max |out - ref| / rms(ref); 0 when both are zero, infinite when only rms(ref) is."""
+    largest, size = max_diff(out, ref), rms(ref)
+    if size == 0.0:
+        return 0.0 if largest == 0.0 else float("inf")
+    return largest / size
+
+
+def mismatch_ratio(out: Float64, ref: Float64, tol: float) -> float:
+    """Share of elements with |out - ref| > tol + tol * |ref|; NaN counts as a mismatch, an empty array has 0."""
+    return float(mismatches(out, ref, tol).mean()) if out.size else 0.0
+
+
+def mismatches(out: Float64, ref: Float64, tol: float) -> Bool:
+    """Which elements do not satisfy |out - ref| <= tol + tol * |ref|."""
+    return ~((abs_err(out, ref) <= tol + tol * np.abs(ref)) | (out == ref))
+
+
+def abs_err(out: Float64, ref: Float64) -> Float64:
+    """|out - ref| per element: 0 for equal infinities and for two NaN, infinite for one NaN or other infinities."""
+    with np.errstate(invalid="ignore"):
+        error = np.abs(out - ref)
+    error = np.where((out == ref) | (np.isnan(out) & np.isnan(ref)), 0.0, error)
+    return np.where(np.isnan(error), np.inf, error)
+
+
+def rms(values: Float64) -> float:
+    """Root mean square of the finite elements; 0 when there are none."""
+    finite = values[np.isfinite(values)]
+    return float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0

@@ -1,0 +1,160 @@
+"""Draws activations and expert weights of a stratum, one expert at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import draw
+from .cases import Case
+from .errors import CaseError
+from .formats import AnyArray, Float64, store, to_float64
+from .routing_inputs import weight_norm
+from .spec import ExpertSpec
+
+OUTLIER_FACTOR = 50.0
+GATE = 64.0  # silu(64) = gelu(64) = 64 in every format up to fp32
+CANCELLING = 8.0  # the terms of an output are this much larger than the output
+
+
+def hidden_states(case: Case) -> AnyArray:
+    """[T, H] in the case's dtype."""
+    T, H = case.num_tokens, case.hidden_size
+    if case.stratum == "integer":  # one 1 per token; together the tokens visit all of H
+        x = np.zeros((T, H))
+        x[np.arange(T), (np.arange(T) * 2654435761) % H] = 1.0
+        return store(x, case.dtype)
+    table = draw.normal_table_float64(1.0, case.dtype)
+    x = draw.look_up(draw.philox(case.key, "hidden_states"), table, (T, H))
+    if case.stratum == "positive":
+        x = np.abs(x)
+    if case.stratum == "outlier":
+        x[:, outlier_channels(case)] *= OUTLIER_FACTOR
+    if case.stratum == "zero_rows":
+        x[::3] = 0.0
+    return store(x, case.dtype)
+
+
+def outlier_channels(case: Case) -> list[int]:
+    """One hidden channel in 128, at least one, spread over the width."""
+    count = max(1, case.hidden_size // 128)
+    return [(i * case.hidden_size) // count + case.hidden_size // (2 * count) for i in range(count)]
+
+
+def pre_activation(spec: ExpertSpec) -> float:
+    """Root mean square of gate and up: 2, or so much that a clamp is exceeded in more than 5 % of the cells."""
+    return 0.55 * spec.swiglu_limit if spec.swiglu_limit is not None else 2.0
+
+
+class ExpertWeights:
+    """The weights of a case's experts, each drawn when asked for.
+
+    `w13(e)`: [2I, H] (or [I, H] ungated), `w2(e)`: [H, I], in the case's storage dtype.
+    """
+
+    def __init__(self, case: Case) -> None:
+        if case.stratum == "integer" and not _integer_premises(case):
+            raise CaseError("stratum='integer' needs a gated silu or gelu without clamp, beta and biases.")
+        self._case = case
+        self._spec = case.spec.experts
+        routing = case.spec.routing
+        fused = routing.num_fused_shared_experts - routing.num_zero_experts if case.op == "moe_layer" else 0
+        self.count = (case.num_local_experts or case.num_experts) + fused
+        self._scale13 = _power_of_two_near(_first_scale(case))
+        self._scale2 = _power_of_two_near(_second_scale(case, case.intermediate_size) / weight_norm(case))
+
+    def w13(self, e: int) -> AnyArray:
+        return self._first(f"w13/{e}", self._case.intermediate_size)
+
+    def w2(self, e: int) -> AnyArray:
+        return self._second(f"w2/{e}", self._case.intermediate_size, self._scale2)
+
+    def shared_w13(self) -> AnyArray:
+        """[2S, H] (or [S, H] ungated)."""
+        return self._first("shared_w13", self._case.shared_intermediate_size)
+
+    def shared_w2(self) -> AnyArray:
+        """[H, S]."""
+        size = self._case.shared_intermediate_size
+        return self._second("shared_w2", size, _power_of_two_near(_second_scale(self._case, size)))
+
+    def w13_float64(self, e: int) -> Float64:
+        """The float64 values of `w13(e)`, drawn directly (stratum `random`)."""
+        rows = self._case.intermediate_size * (2 if self._spec.gated else 1)
+        return self._draw_float64(f"w13/{e}", (rows, self._case.hidden_size), self._scale13)
+
+    def w2_float64(self, e: int) -> Float64:
+        """The float64 values of `w2(e)`, drawn directly (stratum `random`)."""
+        return self._draw_float64(f"w2/{e}", (self._case.hidden_size, self._case.intermediate_size), self._scale2)
+
+    def _draw_float64(self, name: str, shape: tuple[int, int], scale: float) -> Float64:
+        if self._case.stratum != "random":
+            raise CaseError(f"Weights of stratum {self._case.stratum!r} are not drawn directly as float64.")
+        table = draw.normal_table_float64(scale, self._case.dtype)
+        return draw.look_up(draw.philox(self._case.key, name), table, shape)
+
+    def _draw(self, name: str, shape: tuple[int, int], scale: float) -> AnyArray:
+        values = draw.normals((self._case.key, name), shape, scale=scale, dtype=self._case.dtype)
+        return np.abs(values) if self._case.stratum == "positive" else values
+
+    def _first(self, name: str, width: int) -> AnyArray:
+        H, halves = self._case.hidden_size, 2 if self._spec.gated else 1
+        if self._case.stratum == "integer":
+            up = draw.integers((self._case.key, name), (width, H), below=3) - 1.0
+            return self._rows_in_layout(store(np.concatenate([np.full((width, H), GATE), up]), self._case.dtype))
+        if self._case.stratum == "cancelling" and width >= 2:  # unit i and unit i + width/2 compute the same
+            drawn = self._draw(name, (width * halves, H), self._scale13).reshape(halves, width, H)
+            drawn[:, width // 2 : width // 2 * 2] = drawn[:, : width // 2]
+            return self._rows_in_layout(drawn.reshape(width * halves, H))
+        return self._draw(name, (width * halves, H), self._scale13)
+
+    def _second(self, name: str, width: int, scale: float) -> AnyArray:
+        shape = (self._case.hidden_size, width)
+        if self._case.stratum == "integer":  # at most about 8 terms of +-1 (64 / 64) per output
+            kept = draw.integers((self._case.key, name, "kept"), shape, below=max(1, width // 8)) == 0
+            sign = draw.integers((self._case.key, name), shape, below=2) * 2.0 - 1.0
+            return store(np.where(kept, sign / GATE, 0.0), self._case.dtype)
+        drawn = self._draw(name, shape, scale * (CANCELLING if self._case.stratum == "cancelling" else 1.0))
+        if self._case.stratum == "cancelling" and width >= 2:
+            half = width // 2
+            rest = self._draw(f"{name}/rest", (shape[0], half), scale)
+            drawn[:, half : 2 * half] = store(to_float64(rest) - to_float64(drawn[:, :half]), self._case.dtype)
+        return drawn
+
+    def _rows_in_layout(self, halves: AnyArray) -> AnyArray:
+        """Gate rows and up rows alternating where the spec says so."""
+        if self._spec.gate_up_layout == "halves" or not self._spec.gated:
+            return halves
+        rows, width = halves.shape
+        return np.ascontiguousarray(halves.reshape(2, rows // 2, width).swapaxes(0, 1).reshape(rows, width))
+
+
+def _integer_premises(case: Case) -> bool:
+    spec = case.spec.experts
+    smooth = spec.activation in ("silu", "gelu", "gelu_tanh") and spec.gated and spec.swiglu_limit is None
+    return smooth and spec.swiglu_beta == 0 and spec.swiglu_alpha >= 1 and not (spec.w13_bias or spec.w2_bias)
+
+
+def _first_scale(case: Case) -> float:
+    """Standard deviation of w13 for the wanted pre-activation, given the size of the hidden states."""
+    H, wanted = case.hidden_size, pre_activation(case.spec.experts)
+    if case.stratum == "positive":  # a sum of H positive products of means sqrt(2/pi)
+        return float(wanted * np.pi / (2 * H))
+    if case.stratum == "outlier":
+        count = len(outlier_channels(case))
+        return float(wanted / np.sqrt(H - count + count * OUTLIER_FACTOR**2))
+    return float(wanted / np.sqrt(H))
+
+
+def _second_scale(case: Case, width: int) -> float:
+    """Standard deviation of w2 for an expert output of rms 1; the activation is taken as max(g, 0) roughly."""
+    spec, wanted = case.spec.experts, pre_activation(case.spec.experts)
+    act = 1.22 * wanted**2 if spec.activation == "relu2" else 0.7 * wanted
+    size = act * (np.hypot(wanted, spec.swiglu_beta) if spec.gated else 1.0)
+    if case.stratum == "positive":
+        return float(np.sqrt(np.pi / 2) / (width * 1.4 * size))
+    return float(1 / (np.sqrt(width) * size))
+
+
+def _power_of_two_near(value: float) -> float:
+    """The power of two nearest to `value` on the log scale: exact in every format, equal on every machine."""
+    return float(np.exp2(np.rint(np.log2(value))))
