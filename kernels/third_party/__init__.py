@@ -1,0 +1,1 @@
+"""Thin adapters around other projects' MoE code; each accepts only what the library itself implements."""

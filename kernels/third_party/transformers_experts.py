@@ -1,0 +1,261 @@
+"""transformers' expert classes under each of its experts implementations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+import moecheck
+from moecheck.numerics import INPUT
+from moecheck.spec import SWIGLUOAI
+
+from ._transformers import Config, activation_name, module, sentinel_ids, set_weight
+
+# The loop over experts: every tensor operation stores in the input's dtype, the output included, expert after expert.
+EAGER = moecheck.Numerics(
+    gate_up=INPUT,
+    act=INPUT,
+    act_times_up=INPUT,
+    per_expert=INPUT,
+    weighted=INPUT,
+    combine=INPUT,
+    combine_order="expert",
+)
+# batched_mm and grouped_mm: float32 routing weights make the product float32, and so is its sum over slots.
+SLOTS = moecheck.Numerics(gate_up=INPUT, act=INPUT, act_times_up=INPUT, per_expert=INPUT)
+
+
+@moecheck.kernel("fused_experts", backend="torch", name="transformers/mixtral_eager", numerics=EAGER)
+def mixtral_eager(
+    *,
+    hidden_states: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    spec: moecheck.ExpertSpec,
+) -> torch.Tensor:
+    """MixtralExperts.forward with float32 routing weights, as MixtralTopKRouter gives them."""
+    return _gated("eager", hidden_states, w13, w2, topk_weights, topk_ids, spec)
+
+
+@moecheck.kernel(
+    "fused_experts",
+    backend="torch",
+    name="transformers/qwen3_moe_eager",
+    numerics=replace(EAGER, topk_weights=INPUT),
+)
+def qwen3_moe_eager(
+    *,
+    hidden_states: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    spec: moecheck.ExpertSpec,
+) -> torch.Tensor:
+    """Qwen3MoeExperts.forward with routing weights in the model's dtype, as Qwen3MoeTopKRouter gives them."""
+    weights = topk_weights.to(hidden_states.dtype)
+    return _gated("eager", hidden_states, w13, w2, weights, topk_ids, spec, model="qwen3_moe", owner="Qwen3MoeExperts")
+
+
+@moecheck.kernel(
+    "fused_experts", backend="torch", name="transformers/mixtral_batched_mm", numerics=SLOTS, deterministic=True
+)
+def mixtral_batched_mm(
+    *,
+    hidden_states: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    spec: moecheck.ExpertSpec,
+) -> torch.Tensor:
+    """MixtralExperts under `batched_mm`: one gathered weight matrix per (token, slot). Shapes as in fused_experts."""
+    return _gated("batched_mm", hidden_states, w13, w2, topk_weights, topk_ids, spec)
+
+
+@moecheck.kernel(
+    "fused_experts", backend="torch", name="transformers/mixtral_grouped_mm", numerics=SLOTS, deterministic=True
+)
+def mixtral_grouped_mm(
+    *,
+    hidden_states: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    spec: moecheck.ExpertSpec,
+) -> torch.Tensor:
+    """MixtralExperts under `grouped_mm`: rows sorted by expert. Shapes as in fused_experts."""
+    _check_rows(hidden_states, w13, w2)
+    return _gated("grouped_mm", hidden_states, w13, w2, topk_weights, topk_ids, spec)
+
+
+@moecheck.kernel(
+    "fused_experts",
+    backend="torch",
+    name="transformers/nemotron_h_eager",
+    numerics=moecheck.Numerics(gate_up=INPUT, act=INPUT, act_times_up=INPUT, per_expert=INPUT),
+)
+def nemotron_h_eager(
+    *,
+    hidden_states: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    spec: moecheck.ExpertSpec,
+) -> torch.Tensor:
+    """NemotronHExperts.forward: no gate, and the output is summed in the dtype of the routing weights, float32."""
+    if bool((topk_ids < 0).any()):
+        raise moecheck.Unsupported("NemotronHExperts's loop runs the mark for an absent expert, topk_ids contains -1")
+    activation = activation_name(spec, moecheck.ExpertSpec(gated=False))
+    experts = _experts("nemotron_h", "NemotronHExperts", "eager", w13, w2, activation)
+    set_weight(experts, "up_proj", w13)
+    return _run(experts, hidden_states, w2, topk_weights, topk_ids)
+
+
+@moecheck.kernel("fused_experts", backend="torch", name="transformers/gpt_oss_eager", numerics=EAGER)
+def gpt_oss_eager(
+    *,
+    hidden_states: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    w13_bias: torch.Tensor,
+    w2_bias: torch.Tensor,
+    spec: moecheck.ExpertSpec,
+) -> torch.Tensor:
+    """GptOssExperts.forward: interleaved gate and up, clamped swiglu, biases. Shapes as in fused_experts.
+
+    Inside its gate each product, the sigmoid and up + 1 are stored in the input's dtype as well, and so is the GEMM
+    before its bias is added: more stores than Numerics can name, so that few outputs are the declared contract's bits.
+    """
+    if bool((topk_ids < 0).any()):
+        raise moecheck.Unsupported("GptOssExperts's loop has no mark for an absent expert, topk_ids contains -1")
+    return _gpt_oss("eager", hidden_states, w13, w2, topk_weights, topk_ids, w13_bias, w2_bias, spec)
+
+
+@moecheck.kernel(
+    "fused_experts", backend="torch", name="transformers/gpt_oss_batched_mm", numerics=SLOTS, deterministic=True
+)
+def gpt_oss_batched_mm(
+    *,
+    hidden_states: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    w13_bias: torch.Tensor,
+    w2_bias: torch.Tensor,
+    spec: moecheck.ExpertSpec,
+) -> torch.Tensor:
+    """GptOssExperts under `batched_mm`; stores more than it declares, as gpt_oss_eager. Shapes as in fused_experts."""
+    return _gpt_oss("batched_mm", hidden_states, w13, w2, topk_weights, topk_ids, w13_bias, w2_bias, spec)
+
+
+@moecheck.kernel(
+    "fused_experts", backend="torch", name="transformers/gpt_oss_grouped_mm", numerics=SLOTS, deterministic=True
+)
+def gpt_oss_grouped_mm(
+    *,
+    hidden_states: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    w13_bias: torch.Tensor,
+    w2_bias: torch.Tensor,
+    spec: moecheck.ExpertSpec,
+) -> torch.Tensor:
+    """GptOssExperts under `grouped_mm`; stores more than it declares, as gpt_oss_eager. Shapes as in fused_experts."""
+    _check_rows(hidden_states, w13, w2)
+    return _gpt_oss("grouped_mm", hidden_states, w13, w2, topk_weights, topk_ids, w13_bias, w2_bias, spec)
+
+
+def _gated(
+    implementation: str,
+    hidden_states: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    spec: moecheck.ExpertSpec,
+    *,
+    model: str = "mixtral",
+    owner: str = "MixtralExperts",
+) -> torch.Tensor:
+    experts = _experts(model, owner, implementation, w13, w2, activation_name(spec, moecheck.ExpertSpec()))
+    set_weight(experts, "gate_up_proj", w13)
+    return _run(experts, hidden_states, w2, topk_weights, topk_ids)
+
+
+def _gpt_oss(
+    implementation: str,
+    hidden_states: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    w13_bias: torch.Tensor,
+    w2_bias: torch.Tensor,
+    spec: moecheck.ExpertSpec,
+) -> torch.Tensor:
+    if spec.activation != "silu" or spec.swiglu_limit is None:
+        raise moecheck.Unsupported("GptOssExperts implements silu with a limit only")
+    activation_name(spec, replace(SWIGLUOAI, swiglu_alpha=spec.swiglu_alpha, swiglu_limit=spec.swiglu_limit))
+    config = Config(
+        num_experts=len(w13),
+        hidden_size=w2.shape[1],
+        intermediate_size=w2.shape[2],
+        swiglu_alpha=spec.swiglu_alpha,
+        swiglu_limit=spec.swiglu_limit,
+        _experts_implementation=implementation,
+    )
+    experts = module("gpt_oss", "GptOssExperts", config)
+    set_weight(experts, "gate_up_proj", w13.transpose(1, 2))  # the class keeps weights as [E, in, out]
+    set_weight(experts, "gate_up_proj_bias", w13_bias)
+    set_weight(experts, "down_proj_bias", w2_bias)
+    return _run(experts, hidden_states, w2.transpose(1, 2), topk_weights, topk_ids)
+
+
+def _experts(
+    model: str, owner: str, implementation: str, w13: torch.Tensor, w2: torch.Tensor, activation: str
+) -> nn.Module:
+    config = Config(
+        num_experts=len(w13),
+        hidden_size=w2.shape[1],
+        intermediate_size=w2.shape[2],
+        hidden_act=activation,
+        _experts_implementation=implementation,
+    )
+    return module(model, owner, config)
+
+
+def _run(
+    experts: nn.Module,
+    hidden_states: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+) -> torch.Tensor:
+    """Call the module with its own convention for padding: absent experts have the id num_experts and weight 0."""
+    set_weight(experts, "down_proj", w2)
+    padding = topk_ids < 0
+    experts._is_expert_parallel = bool(padding.any())  # type: ignore[assignment]  # the library's own plain attribute
+    with torch.no_grad():
+        out: torch.Tensor = experts(
+            hidden_states, sentinel_ids(topk_ids, len(w2)), topk_weights.masked_fill(padding, 0.0)
+        )
+    return out
+
+
+def _check_rows(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor) -> None:
+    """Raise Unsupported where torch's grouped_mm, which the library calls without a check, would raise."""
+    for size in (hidden_states.shape[1], w13.shape[1], w2.shape[2]):
+        if size * hidden_states.element_size() % 16:
+            raise moecheck.Unsupported(f"grouped_mm needs rows of a multiple of 16 bytes, one has {size} elements")

@@ -1,0 +1,57 @@
+"""The expert's activation in PyTorch: one fp32 evaluation, one store."""
+
+from __future__ import annotations
+
+import moecheck
+import torch
+from moecheck.numerics import INPUT
+from torch.nn import functional
+
+
+@moecheck.kernel(
+    "act_and_mul",
+    backend="torch",
+    name="torch/act_and_mul",
+    numerics=moecheck.Numerics(act_times_up=INPUT),
+    deterministic=True,
+    batch_invariant=True,
+)
+def act_and_mul(*, x: torch.Tensor, spec: moecheck.ExpertSpec) -> torch.Tensor:
+    """act(gate) * up of each row, or act(x) when the spec is not gated.
+
+    x: [rows, 2I] or [rows, I]. Returns [rows, I] in the dtype of x.
+    """
+    values = x.float()
+    if not spec.gated:
+        return _limited_activation(values, spec).to(x.dtype)
+    gate, up = _split(values, spec)
+    if spec.swiglu_limit is not None:
+        up = up.clamp(-spec.swiglu_limit, spec.swiglu_limit)
+    return (_limited_activation(gate, spec) * (up + spec.swiglu_beta)).to(x.dtype)
+
+
+def _split(values: torch.Tensor, spec: moecheck.ExpertSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    if spec.gate_up_layout == "interleaved":
+        return values[..., ::2], values[..., 1::2]
+    gate, up = values.chunk(2, dim=-1)
+    return gate, up
+
+
+def _limited_activation(gate: torch.Tensor, spec: moecheck.ExpertSpec) -> torch.Tensor:
+    if spec.swiglu_limit is None:
+        return _activate(gate, spec)
+    if spec.limit_position == "before":
+        return _activate(gate.clamp(max=spec.swiglu_limit), spec)
+    return _activate(gate, spec).clamp(max=spec.swiglu_limit)
+
+
+def _activate(gate: torch.Tensor, spec: moecheck.ExpertSpec) -> torch.Tensor:
+    if spec.activation == "silu":
+        return gate * torch.sigmoid(spec.swiglu_alpha * gate)
+    if spec.activation == "gelu":
+        return functional.gelu(gate)
+    if spec.activation == "gelu_tanh":
+        return functional.gelu(gate, approximate="tanh")
+    if spec.activation == "relu2":
+        return functional.relu(gate).square()
+    return spec.situ_beta * torch.tanh(gate / spec.situ_beta) * torch.sigmoid(gate)
