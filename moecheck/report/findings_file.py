@@ -23,7 +23,8 @@ def append_findings(path: Path, findings: Sequence[Finding]) -> None:
     Raises UsageError when the disk does not take them.
     """
     keys = {(finding.kernel, finding.case) for finding in findings}
-    if len(keys) != 1 or [finding.check for finding in findings].index(CASE) != len(findings) - 1:
+    closing = [index for index, finding in enumerate(findings) if finding.check == CASE]
+    if len(keys) != 1 or closing != [len(findings) - 1]:
         raise HarnessError(f"the findings of one kernel x case end with its {CASE!r} line; got {sorted(keys)}.")
     block = "".join(dumps(finding.to_json()) + "\n" for finding in findings).encode()
     try:

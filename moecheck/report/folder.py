@@ -73,9 +73,10 @@ class ReportFolder:
         self._write("environment.json", dumps(environment(options), indent=2) + "\n")
 
     def write_case(self, kernel: str, case: Mapping[str, object]) -> Path:
-        """cases/*.json, one file for each kernel and content; its path."""
+        """One of cases/*.json, with the case's fields and its `kernel`; a later case with the same `id` replaces it."""
         text = dumps({"kernel": kernel, **case}, indent=2) + "\n"
-        return self._write(f"cases/{slug(kernel + ' ' + str(case.get('id', text)))}.json", text)
+        identity = f"{kernel}\n{case.get('id', text)}"
+        return self._write(f"cases/{slug(identity)}.json", text)
 
     def finish(self, summary: RunSummary, pictures: Sequence[ErrorPicture] = ()) -> list[str]:
         """Write summary.json, summary.md, junit.xml and report.html, and point `latest` here.

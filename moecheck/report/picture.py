@@ -78,8 +78,7 @@ def picture_of(
     error = _error(got, expected)
     excess = _excess(error, bound)
     pick = _largest_of_cells(excess)
-    order = np.argsort(-excess, axis=None, kind="stable")[:WORST_ELEMENTS]
-    worst = [np.unravel_index(flat, excess.shape) for flat in order]
+    worst = [np.unravel_index(flat, excess.shape) for flat in _largest_first(excess.ravel(), WORST_ELEMENTS)]
     return ErrorPicture(
         kernel=kernel,
         case=case,
@@ -141,6 +140,13 @@ def _largest_of_cells(values: Float64) -> npt.NDArray[np.int64]:
         cell = np.s_[rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
         picked[i, j] = flat[cell].ravel()[np.argmax(values[cell])]
     return picked
+
+
+def _largest_first(values: Float64, number: int) -> npt.NDArray[np.intp]:
+    """Indices of the `number` largest of values [n] float64, the largest first; equal ones by index."""
+    number = min(number, values.size)
+    top = np.sort(np.argpartition(values, values.size - number)[values.size - number :])
+    return top[np.argsort(-values[top], kind="stable")]
 
 
 def _cuts(size: int, most: int) -> npt.NDArray[np.int64]:

@@ -34,7 +34,7 @@ _STYLE: Any = {  # typed by matplotlib as a dictionary of hundreds of literal ke
     "axes.formatter.use_mathtext": False,
 }
 _COLORS = LinearSegmentedColormap.from_list(
-    "excess", [(0.0, "#8f96a31f"), (0.5, RIGHT), (0.5, "#ffb224"), (0.75, WRONG), (1.0, "#8e1240")]
+    "excess", [(0.0, "#8f96a31f"), (0.5, RIGHT + "90"), (0.5, "#ffb224"), (0.75, WRONG), (1.0, "#8e1240")]
 )
 
 

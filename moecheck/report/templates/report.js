@@ -43,7 +43,7 @@ document.querySelectorAll("button.copy").forEach((button) => {
       await navigator.clipboard.writeText(code.textContent);
       button.textContent = "copied";
     } catch {
-      getSelection().selectAllChildren(code); // a page from file:// may not reach the clipboard
+      getSelection().selectAllChildren(code); // a page opened as a file may not reach the clipboard
       button.textContent = "selected";
     }
     setTimeout(() => { button.textContent = "copy"; }, 1500);
