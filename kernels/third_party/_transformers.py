@@ -39,6 +39,7 @@ class Config:
     input_jitter_noise: float = 0.0
     zero_expert_num: int = 0
     moe_latent_size: None = None
+    mlp_bias: bool = False
 
     @property
     def num_local_experts(self) -> int:

@@ -22,14 +22,14 @@ def permute(
 
     hidden_states: [T, H]. topk_ids: [T, top_k] int32. hidden_scale: [T, *] float32, gathered alike.
     expert_map: [E] int32. Returns permuted [T*top_k, H], permuted_scale or None, expert_starts [L+1] int32 and
-    inv_permuted_idx [T, top_k] int32.
+    inv_permuted_idx [T, top_k] int32, -1 for a slot without an expert.
     """
     experts = num_experts if expert_map is None else int((expert_map >= 0).sum())
     local = local_ids(topk_ids, expert_map).flatten()
     ids, order = local.where(local >= 0, experts).sort(stable=True)
     token = order // topk_ids.shape[1]
     inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order), device=order.device)
+    inverse[order] = torch.arange(len(order), device=order.device).where(ids < experts, -1)
     starts = torch.searchsorted(ids, torch.arange(experts + 1, device=ids.device))
     scale = None if hidden_scale is None else hidden_scale[token]
     return hidden_states[token], scale, starts.to(torch.int32), inverse.view(topk_ids.shape).to(torch.int32)

@@ -12,26 +12,27 @@ from .index_add import local_ids
 def align_block_size(
     *, topk_ids: torch.Tensor, block_size: int, num_experts: int, expert_map: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(token, slot) pairs sorted by expert, each expert padded to whole blocks; slots without an expert are left out.
+    """(token, slot) pairs sorted by expert, each expert padded to whole blocks; slots without an expert get no block.
 
-    topk_ids: [T, top_k] int32. expert_map: [E] int32, global to local id.
-    Returns sorted_token_ids [P] (token * top_k + slot, padded with T * top_k), expert_ids [P / block_size] (local) and
-    num_tokens_post_padded [1], all int32.
+    topk_ids: [T, top_k] int32. expert_map: [E] int32, global to local id. Returns sorted_token_ids [L] (token * top_k +
+    slot, padded with T * top_k), expert_ids [ceil(L / block_size)] (local, experts by global id, padded with -1) and
+    num_tokens_post_padded [1], all int32; L is the most that any ids can need.
     """
-    experts = num_experts if expert_map is None else int((expert_map >= 0).sum())
+    device, numel = topk_ids.device, topk_ids.numel()
     local = local_ids(topk_ids, expert_map).flatten()
-    ids, order = local.where(local >= 0, experts).sort(stable=True)
-    counts = torch.bincount(ids, minlength=experts + 1)[:experts]
+    ids, order = topk_ids.flatten().long().where(local >= 0, num_experts).sort(stable=True)
+    counts = torch.bincount(ids, minlength=num_experts + 1)[:num_experts]
     blocks = (counts + block_size - 1) // block_size
-    starts, padded_starts = counts.cumsum(0) - counts, (blocks.cumsum(0) - blocks) * block_size
-    valid = ids < experts
-    ids, order = ids[valid], order[valid]
-    total = int(blocks.sum()) * block_size
-    sorted_ids = torch.full((total,), topk_ids.numel(), dtype=torch.int32, device=ids.device)
-    position = torch.arange(len(ids), device=ids.device) - starts[ids] + padded_starts[ids]
-    sorted_ids[position] = order.to(torch.int32)
-    expert_ids = torch.arange(experts, device=ids.device, dtype=torch.int32).repeat_interleave(blocks)
-    return sorted_ids, expert_ids, torch.tensor([total], dtype=torch.int32, device=ids.device)
+    shift = (blocks.cumsum(0) - blocks) * block_size - (counts.cumsum(0) - counts)
+    ids, order = ids[ids < num_experts], order[: int(counts.sum())]
+
+    length = min(numel + num_experts * (block_size - 1), numel * block_size)
+    sorted_ids = torch.full((length,), numel, dtype=torch.int32, device=device)
+    sorted_ids[torch.arange(len(ids), device=device) + shift[ids]] = order.to(torch.int32)
+    expert_ids = torch.full(((length + block_size - 1) // block_size,), -1, dtype=torch.int32, device=device)
+    used = local_ids(torch.arange(num_experts, device=device).repeat_interleave(blocks), expert_map)
+    expert_ids[: len(used)] = used.to(torch.int32)
+    return sorted_ids, expert_ids, torch.tensor([len(used) * block_size], dtype=torch.int32, device=device)
 
 
 @moecheck.kernel("problem_sizes", backend="torch", name="torch/problem_sizes", deterministic=True)

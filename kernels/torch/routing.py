@@ -71,15 +71,16 @@ def _topk(
     logits: torch.Tensor, bias: torch.Tensor | None, spec: moecheck.RoutingSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
     defined = logits.amax(dim=-1, keepdim=True).isfinite()
-    scores = logits.where(defined, 0.0) if spec.softmax_over_selected else _scores(logits, spec)
-    if not spec.softmax_over_selected:
-        scores = scores.nan_to_num(0.0, posinf=0.0, neginf=0.0)
-    choice = scores + _given(bias, "correction_bias") if spec.correction_bias == "select" else scores
+    scores = _scores(logits, spec).nan_to_num(0.0, posinf=0.0, neginf=0.0)
+    choice = logits.where(defined, 0.0) if spec.softmax_over_selected or spec.choose_by_logits else scores
+    if spec.correction_bias == "select":
+        choice = choice + _given(bias, "correction_bias")
     if spec.num_expert_groups > 1:
         choice = _mask_groups(choice, spec)
     ids = choice.sort(dim=-1, descending=True, stable=True).indices[:, : spec.top_k]
-    weights = scores.gather(1, ids)
-    return (torch.softmax(weights, dim=-1).where(defined, 0.0) if spec.softmax_over_selected else weights), ids
+    if not spec.softmax_over_selected:
+        return scores.gather(1, ids), ids
+    return torch.softmax(logits.gather(1, ids), dim=-1).where(defined, 0.0), ids
 
 
 def _mask_groups(choice: torch.Tensor, spec: moecheck.RoutingSpec) -> torch.Tensor:

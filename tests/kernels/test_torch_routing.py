@@ -1,0 +1,162 @@
+"""topk_routing in PyTorch and transformers' routers against the reference's legal sets and weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from moecheck import RoutingSpec, Unsupported
+from moecheck.formats import AnyArray, to_float64
+from moecheck.kernels.third_party import transformers_routers as routers
+from moecheck.kernels.torch.routing import topk_routing
+from moecheck.references.topk_routing import topk_routing as reference
+from moecheck.references.topk_routing import weights_of_ids
+from tests.bounds import U32, routing_weight_bound
+from tests.kernels.experts_case import Kernel, name_of
+from tests.kernels.torch_bridge import to_torch
+
+NOAUX = RoutingSpec(
+    top_k=4,
+    scoring="sigmoid",
+    correction_bias="select",
+    num_expert_groups=4,
+    topk_groups=2,
+    group_score="top2_sum",
+    renormalize=True,
+    renorm_eps=1e-20,
+    renorm_eps_rule="add",
+    routed_scaling_factor=2.5,
+)
+UNGROUPED = RoutingSpec(top_k=4, scoring="sigmoid", correction_bias="select", renormalize=True)
+OVER_SELECTED = RoutingSpec(top_k=4, softmax_over_selected=True)
+SPARSE = RoutingSpec(selection="sparsemixer")
+SPECS = {
+    "softmax": RoutingSpec(top_k=4),
+    "softmax renormalised": RoutingSpec(top_k=4, renormalize=True),
+    "softmax over the selected": OVER_SELECTED,
+    "softcap": RoutingSpec(softcap=3.0),
+    "biased logits": RoutingSpec(correction_bias="logits", renormalize=True),
+    "chosen by logits": RoutingSpec(top_k=4, scoring="sigmoid", choose_by_logits=True, correction_bias="select"),
+    "noaux_tc": NOAUX,
+    "group_limited_greedy": RoutingSpec(
+        num_expert_groups=4, topk_groups=2, group_mask="zero", routed_scaling_factor=16
+    ),
+    "sqrt_softplus": RoutingSpec(scoring="sqrt_softplus", correction_bias="select", renormalize=True),
+    "clamp_min": RoutingSpec(renormalize=True, renorm_eps=0.9, renorm_eps_rule="clamp_min"),
+    "where_positive": RoutingSpec(renormalize=True, renorm_eps_rule="where_positive"),
+    "L2 norm": RoutingSpec(top_k=4, renormalize=True, renorm_norm=2.0),
+    "per-expert scale": RoutingSpec(renormalize=True, per_expert_scale=True),
+    "fused shared experts": RoutingSpec(
+        num_fused_shared_experts=2, routed_scaling_factor=2.5, scaling_placement="routed_output"
+    ),
+    "factor needs renormalize": RoutingSpec(routed_scaling_factor=2.5, scaling_needs_renormalize=True),
+    "sparsemixer": SPARSE,
+}
+LIBRARY = (
+    (routers.mixtral, RoutingSpec(top_k=4, renormalize=True)),
+    (routers.qwen3_moe, RoutingSpec(top_k=4, renormalize=True)),
+    (routers.qwen3_moe, RoutingSpec(top_k=4)),
+    (routers.olmoe, RoutingSpec(top_k=8)),
+    (routers.deepseek_v2, RoutingSpec(routed_scaling_factor=16)),
+    (routers.deepseek_v2, SPECS["group_limited_greedy"]),
+    (routers.deepseek_v3, NOAUX),
+    (routers.glm4_moe, NOAUX),
+    (
+        routers.deepseek_v4,
+        RoutingSpec(
+            top_k=4,
+            scoring="sqrt_softplus",
+            correction_bias="select",
+            renormalize=True,
+            renorm_eps=1e-20,
+            renorm_eps_rule="add",
+            routed_scaling_factor=1.5,
+        ),
+    ),
+    (routers.minimax_m2, UNGROUPED),
+    (
+        routers.ernie4_5_moe,
+        RoutingSpec(correction_bias="select", renormalize=True, renorm_eps=1e-12, renorm_eps_rule="clamp_min"),
+    ),
+    (routers.gpt_oss, OVER_SELECTED),
+    (routers.granitemoe, OVER_SELECTED),
+    (routers.phimoe, SPARSE),
+)
+LARGEST = 8.0
+
+
+def inputs(spec: RoutingSpec, *, tokens: int, experts: int) -> dict[str, AnyArray]:
+    """Logits whose gaps are far wider than fp32 rounding, with a bias that changes choices."""
+    rng = np.random.default_rng(experts)
+    levels = np.linspace(-LARGEST / 2, LARGEST / 2, experts)
+    logits = np.stack([rng.permutation(levels) for _ in range(tokens)]) if tokens else np.zeros((0, experts))
+    arrays: dict[str, AnyArray] = {"router_logits": logits.astype(np.float32)}
+    if spec.correction_bias != "none":
+        arrays["correction_bias"] = rng.permutation(np.linspace(0.013, 0.29, experts)).astype(np.float32)
+    if spec.per_expert_scale:
+        arrays["per_expert_scale"] = rng.uniform(0.5, 2.0, experts).astype(np.float32)
+    return arrays
+
+
+def check(kernel: Kernel, spec: RoutingSpec, *, tokens: int, experts: int) -> None:
+    arrays = inputs(spec, tokens=tokens, experts=experts)
+    weights, ids = kernel(**{name: to_torch(values) for name, values in arrays.items()}, spec=spec)
+    _, expected_ids = reference(**arrays, spec=spec)
+    assert weights.dtype == torch.float32
+    assert ids.dtype == torch.int32
+    assert np.array_equal(np.sort(ids.numpy(), axis=1), np.sort(expected_ids, axis=1))
+    expected = weights_of_ids(topk_ids=ids.numpy(), spec=spec, **arrays)
+    bound = routing_weight_bound(num_experts=experts, top_k=spec.top_k, largest_logit=LARGEST, unit=U32)
+    assert np.all(np.abs(to_float64(weights.numpy()) - expected) <= bound * np.abs(expected))
+
+
+@pytest.mark.parametrize("sizes", [(17, 60), (1, 8), (0, 16), (5, 256)], ids=str)
+@pytest.mark.parametrize("spec", [pytest.param(spec, id=name) for name, spec in SPECS.items()])
+def test_torch_routing_agrees_with_the_reference(spec: RoutingSpec, sizes: tuple[int, int]) -> None:
+    check(topk_routing, spec, tokens=sizes[0], experts=sizes[1])
+
+
+@pytest.mark.parametrize("sizes", [(17, 60), (0, 16), (5, 256)], ids=str)
+@pytest.mark.parametrize(("kernel", "spec"), LIBRARY, ids=name_of)
+def test_library_routers_agree_with_the_reference(kernel: Kernel, spec: RoutingSpec, sizes: tuple[int, int]) -> None:
+    check(kernel, spec, tokens=sizes[0], experts=sizes[1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_logits_give_the_reference_s_ids(bad: float) -> None:
+    logits = np.tile(np.linspace(-1, 1, 8, dtype=np.float32), (3, 1))
+    logits[0, 5], logits[1] = bad, bad
+    for spec in (RoutingSpec(), RoutingSpec(scoring="sigmoid"), RoutingSpec(softmax_over_selected=True)):
+        weights, ids = topk_routing(router_logits=to_torch(logits), spec=spec)
+        expected, expected_ids = reference(router_logits=logits, spec=spec)
+        assert np.array_equal(ids.numpy(), expected_ids)
+        assert np.array_equal(weights.numpy() == 0, expected == 0)
+
+
+def test_equal_scores_go_to_the_lowest_ids() -> None:
+    _, ids = topk_routing(router_logits=torch.zeros(3, 40), spec=RoutingSpec(top_k=3))
+    assert ids.tolist() == [[0, 1, 2]] * 3
+
+
+@pytest.mark.parametrize(
+    ("kernel", "spec", "reason"),
+    [
+        pytest.param(routers.mixtral, RoutingSpec(), "renormalize=True, not False", id="Mixtral always renormalises"),
+        pytest.param(routers.olmoe, RoutingSpec(scoring="sigmoid"), "scoring='softmax'", id="OLMoE has no sigmoid"),
+        pytest.param(routers.gpt_oss, RoutingSpec(softcap=30.0), "softcap=None", id="GPT-OSS has no softcap"),
+    ],
+)
+def test_a_spec_of_another_model_is_declined(kernel: Kernel, spec: RoutingSpec, reason: str) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        kernel(router_logits=torch.zeros(2, 8), spec=spec)
+
+
+def test_library_routers_decline_non_finite_logits() -> None:
+    with pytest.raises(Unsupported, match="matrix product"):
+        routers.olmoe(router_logits=torch.full((1, 8), torch.inf), spec=RoutingSpec())
+
+
+def test_a_bias_that_is_not_given_is_declined() -> None:
+    with pytest.raises(Unsupported, match="correction_bias"):
+        topk_routing(router_logits=torch.zeros(1, 8), spec=UNGROUPED)
