@@ -84,7 +84,7 @@ def picture_of(
         case=case,
         shape=(got.shape[0], got.shape[1]),
         axes=axes,
-        error=error.ravel()[_largest_of_cells(error)],
+        error=coarsen(error, *MAX_CELLS),
         excess=excess.ravel()[pick],
         out=got.ravel()[pick],
         ref=expected.ravel()[pick],

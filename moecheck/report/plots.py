@@ -41,7 +41,7 @@ _COLORS = LinearSegmentedColormap.from_list(
 def heat_map_svg(picture: ErrorPicture) -> Markup:
     """Rows x columns of the output, coloured by the largest |out - ref| / allowed of each cell."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.2, 3.6), layout="constrained")
+        figure = Figure(figsize=(5.0, 3.1), layout="constrained")
         axes = figure.add_subplot()
         rows, columns = picture.shape
         image = axes.imshow(
@@ -55,7 +55,7 @@ def heat_map_svg(picture: ErrorPicture) -> Markup:
         axes.set_xlabel(picture.axes[1])
         axes.set_ylabel(picture.axes[0])
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+            axis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         bar = figure.colorbar(image, ax=axes, ticks=[1e-3, 1e-2, 0.1, 1, 10, 100, 1e3], pad=0.02)
         bar.ax.set_yticklabels(["≤ 0.001", "0.01", "0.1", "1 allowed", "10", "100", "≥ 1000"])
         bar.ax.minorticks_off()
@@ -66,7 +66,7 @@ def heat_map_svg(picture: ErrorPicture) -> Markup:
 def histogram_svg(picture: ErrorPicture) -> Markup:
     """Number of elements by |out - ref| / allowed, with the bound marked."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.2, 2.6), layout="constrained")
+        figure = Figure(figsize=(5.0, 2.5), layout="constrained")
         axes = figure.add_subplot()
         step = EDGES[1] / EDGES[0]
         left = np.concatenate([[EDGES[0] / step], EDGES])  # the outer bins are drawn one step wide

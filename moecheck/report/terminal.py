@@ -99,13 +99,11 @@ def _block(kernel: KernelSummary) -> Iterator[RenderableType]:
     """What was seen, what was expected, where; the last line is the command that reproduces it."""
     yield Text.assemble(verdict_text(kernel.verdict), "  ", (one_line(kernel.name), "bold"), f"  {kernel.check or ''}")
     yield indented(kernel.message or "no message")
-    if kernel.worst_case:
-        at = f"{place(kernel.where)} of case" if kernel.where else "case"
-        yield indented(f"at {at} {kernel.worst_case}", style="dim")
+    at = f"{place(kernel.where)} of case" if kernel.where else "case"
+    yield indented(f"at {at} {kernel.worst_case}", style="dim")
     if kernel.diagnosis:
         yield indented(f"looks like: {kernel.diagnosis}")
-    if kernel.reproduce:
-        yield unbroken(" " * INDENT + printable(kernel.reproduce), style="cyan")
+    yield unbroken(" " * INDENT + printable(kernel.reproduce or ""), style="cyan")
 
 
 def _skips(summary: RunSummary) -> Iterator[RenderableType]:

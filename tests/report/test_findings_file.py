@@ -102,5 +102,28 @@ def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
         read_findings(tmp_path)
 
 
+def test_a_full_disk_is_one_sentence(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.write", lambda _, block: len(block) - 1)
+
+    with pytest.raises(UsageError, match=r"the disk took \d+ of \d+ bytes"):
+        append_findings(path, FIRST)
+
+
+def test_a_failed_repair_leaves_the_file_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append_findings(path, FIRST)
+    path.write_bytes(path.read_bytes() + b'{"cut')
+    before = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+
+    with pytest.raises(UsageError, match="No space left on device"):
+        repair_findings(path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
 def _refuse(constant: str) -> None:
     raise AssertionError(f"{constant} is not JSON")

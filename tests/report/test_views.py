@@ -7,10 +7,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 
 from moecheck.checks.finding import Verdict
-from moecheck.report import RunSummary, summarise
+from moecheck.report import RunSummary, picture_of, summarise
 from moecheck.report.html import html_report
 from moecheck.report.junit import junit_xml
 from moecheck.report.markdown import markdown_summary
@@ -91,6 +92,25 @@ def test_replay_shows_numbers_worst_elements_and_where(width: int) -> None:
     assert re.search(r"^ +24 [·░▒]+$", text, re.MULTILINE)
     assert all(len(line) <= width for line in text.splitlines())
     assert text.endswith("\nagain\n")
+
+
+def test_replay_of_a_perfect_run_has_no_worst_elements() -> None:
+    picture = picture_of(np.ones((3, 5)), np.ones((3, 5)), 0.1, kernel="k", case="c")
+
+    text = render(replay_view(sample.run("k", "c", Verdict.PASS), width=80, picture=picture), width=80, color=False)
+
+    assert "0 elements of 15 above the bound" in text
+    assert "expected" not in text
+    assert "  0 ·····\n" in text
+
+
+def test_a_diagnosis_is_shown_everywhere(summary: RunSummary) -> None:
+    kernels = tuple(replace(kernel, diagnosis="rows swapped") for kernel in summary.kernels if kernel.failed)
+    diagnosed = replace(summary, kernels=kernels, profile=None, seed=None, git=None, tol=None)
+
+    assert "  looks like: rows swapped\n" in render(run_view(diagnosed, width=100), width=100, color=False)
+    assert "Looks like: rows swapped" in markdown_summary(diagnosed)
+    assert "Looks like: rows swapped" in html_report(diagnosed)
 
 
 def test_replay_without_a_picture_shows_the_findings() -> None:
