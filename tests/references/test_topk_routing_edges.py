@@ -16,6 +16,7 @@ from moecheck.references.topk_routing import (
     weights_of_ids,
 )
 from moecheck.spec import EpsRule, GroupMask, GroupScore, RoutingSpec
+from tests.bounds import U64, routing_weight_bound
 
 NAN, INF = np.nan, np.inf
 R1, R2 = RoutingSpec(), RoutingSpec(renormalize=True, renorm_eps_rule="where_positive")
@@ -93,6 +94,33 @@ def test_non_finite_rows(spec: RoutingSpec, row: list[float], ids: list[int], we
     assert seen_weights[0].tolist() == weights
     assert seen_ids[1].tolist() == alone_ids[0].tolist(), "a degenerate row changed its neighbour's ids"
     assert seen_weights[1].tolist() == alone_weights[0].tolist(), "a degenerate row changed its neighbour's weights"
+
+
+def test_sparsemixer_measures_negative_logits_by_their_own_size() -> None:
+    """Logits log(1/2), log(1/4), log(1/8): (m - l) / max(|l|, m) is 1/2 and 2/3 in the first round, 1/3 in the second."""
+    spec = RoutingSpec(selection="sparsemixer", sparsemixer_epsilon=0.3)
+    logits = np.log([[0.125, 0.5, 0.25]])
+
+    weights, ids = topk_routing(router_logits=logits, spec=spec)
+
+    bound = routing_weight_bound(num_experts=3, top_k=2, largest_logit=float(np.abs(logits).max()), unit=U64)
+    assert ids.tolist() == [[1, 2]]
+    assert np.max(np.abs(weights * 3 / 2 - 1)) <= bound
+
+
+def test_choosing_by_logits_adds_the_bias_to_the_logits() -> None:
+    """The bias of 1.2 beats a sigmoid (0.8) but not a logit (log 4 - log 1 = 1.39)."""
+    logits, bias = np.log([[1.0, 2.0, 3.0, 4.0]]), np.array([1.2, 0.0, 0.0, 0.0])
+    by_scores = RoutingSpec(scoring="sigmoid", correction_bias="select")
+    by_logits = RoutingSpec(scoring="sigmoid", correction_bias="select", choose_by_logits=True)
+
+    assert topk_routing(router_logits=logits, spec=by_scores, correction_bias=bias)[1].tolist() == [[0, 3]]
+    weights, ids = topk_routing(router_logits=logits, spec=by_logits, correction_bias=bias)
+
+    assert ids.tolist() == [[3, 0]]
+    assert np.max(np.abs(weights / [[0.8, 0.5]] - 1)) <= routing_weight_bound(
+        num_experts=4, top_k=2, largest_logit=float(np.abs(logits).max()), unit=U64
+    )
 
 
 def test_biased_nan_row_has_distinct_ids_chosen_by_the_bias() -> None:
