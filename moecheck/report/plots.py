@@ -34,14 +34,15 @@ _STYLE: Any = {  # typed by matplotlib as a dictionary of hundreds of literal ke
     "axes.formatter.use_mathtext": False,
 }
 _COLORS = LinearSegmentedColormap.from_list(
-    "excess", [(0.0, "#8f96a31f"), (0.5, RIGHT + "90"), (0.5, "#ffb224"), (0.75, WRONG), (1.0, "#8e1240")]
+    "excess", [(0.0, "#8f96a31f"), (0.5, RIGHT + "90"), (0.5, "#ffb224"), (0.7, "#f2603c"), (1.0, "#e0006c")]
 )
 
 
 def heat_map_svg(picture: ErrorPicture) -> Markup:
     """Rows x columns of the output, coloured by the largest |out - ref| / allowed of each cell."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.0, 3.1), layout="constrained")
+        figure = Figure(figsize=(5.0, 3.1))
+        figure.subplots_adjust(left=0.13, right=0.9, bottom=0.16, top=0.97)
         axes = figure.add_subplot()
         rows, columns = picture.shape
         image = axes.imshow(
@@ -66,7 +67,8 @@ def heat_map_svg(picture: ErrorPicture) -> Markup:
 def histogram_svg(picture: ErrorPicture) -> Markup:
     """Number of elements by |out - ref| / allowed, with the bound marked."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(5.0, 2.5), layout="constrained")
+        figure = Figure(figsize=(5.0, 2.5))
+        figure.subplots_adjust(left=0.19, right=0.95, bottom=0.2, top=0.97)
         axes = figure.add_subplot()
         step = EDGES[1] / EDGES[0]
         left = np.concatenate([[EDGES[0] / step], EDGES])  # the outer bins are drawn one step wide
