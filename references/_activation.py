@@ -57,14 +57,17 @@ def evaluation_variance(g: Float64, spec: ExpertSpec) -> Float64:
     """Variance of act(g) as a kernel computes it in fp32 from an exact g.
 
     relu2: one product. Others: the function's own error (2 fp32 ulps at most), its argument rounded to fp32, and two
-    factors more, each rounded to fp32. The two gelu's function is q in g (1 + q) / 2, where 1 + q cancels for g < 0.
+    factors more, each rounded. The two gelu's function is q in g (1 + q) / 2, where 1 + q cancels for g < 0; erf is off
+    by 2 ulps of 1, not of q, for fp32 libraries approximate it to 1.5e-7 (Abramowitz and Stegun, formula 7.1.26).
     """
     value = activation(g, spec)
     rounding = np.square(ulp(value, "fp32")) / 12.0
     if spec.activation == "relu2":
         return rounding
     argument = np.square(derivative(g, spec) * ulp(g, "fp32")) / 12.0
-    if spec.activation in ("gelu", "gelu_tanh"):
+    if spec.activation == "gelu":
+        function = np.square(0.5 * g * _FUNCTION_ULPS * ulp(np.ones(1), "fp32"))
+    elif spec.activation == "gelu_tanh":
         nonzero = np.where(g == 0.0, 1.0, g)
         q = np.where(g == 0.0, 0.0, 2.0 * value / nonzero - 1.0)
         function = np.square(0.5 * g * _FUNCTION_ULPS * ulp(q, "fp32"))

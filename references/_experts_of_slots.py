@@ -28,8 +28,6 @@ def count_local_experts(num_experts: int, expert_map: AnyArray | None) -> int:
 def rows_of_experts(topk_ids: AnyArray, expert_map: AnyArray | None) -> Iterator[tuple[int, AnyArray, AnyArray]]:
     """(local expert, its tokens, their slots) for each expert with rows, in ascending expert order, rows by token."""
     ids = local_ids(topk_ids, expert_map)
-    order = np.argsort(ids, axis=None, kind="stable")
-    experts, starts = np.unique(ids.ravel()[order], return_index=True)
-    for expert, rows in zip(experts, np.split(order, starts[1:]), strict=True):
-        if expert >= 0:
-            yield int(expert), *np.divmod(rows, ids.shape[1])
+    for expert in np.unique(ids[ids >= 0]):
+        tokens, slots = np.nonzero(ids == expert)
+        yield int(expert), tokens, slots

@@ -159,7 +159,9 @@ def _shared_with_variance(
     last = stores.per_expert
     if spec.shared_experts == "gated":
         logit = _gate_logit(x, shared_gate)
-        accumulation = U32**2 * x.shape[1] / 6.0 * (np.square(x) @ np.square(decode(_given(shared_gate))))[:, None]
+        accumulation = (
+            U32**2 * x.shape[1] / 6.0 * (np.square(x) @ np.square(decode(_given("shared_gate", shared_gate))))[:, None]
+        )
         v_logit = accumulation + store_variance(logit, stores.gate_up)
         gate = sigmoid(logit)
         v_gate = np.square(gate * (1.0 - gate)) * v_logit + np.square(ROUTING_ULPS * ulp(gate, "fp32"))
@@ -199,15 +201,17 @@ def _routing_variance(weights: Float64, stores: Numerics) -> Float64:
 
 
 def _shared_weights(shared_w13: AnyArray | None, shared_w2: AnyArray | None) -> Weights:
-    return Weights(w13=decode(_given(shared_w13)), w2=decode(_given(shared_w2)), b13=None, b2=None)
+    return Weights(
+        w13=decode(_given("shared_w13", shared_w13)), w2=decode(_given("shared_w2", shared_w2)), b13=None, b2=None
+    )
 
 
 def _gate_logit(x: Float64, shared_gate: AnyArray | None) -> Float64:
-    logit: Float64 = x @ decode(_given(shared_gate))
+    logit: Float64 = x @ decode(_given("shared_gate", shared_gate))
     return logit[:, None]
 
 
-def _given(array: AnyArray | None) -> AnyArray:
+def _given(name: str, array: AnyArray | None) -> AnyArray:
     if array is None:
-        raise ValueError("the spec has shared experts whose weights were not given")
+        raise ValueError(f"the spec needs {name}, which was not given.")
     return array
