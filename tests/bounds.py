@@ -72,10 +72,10 @@ def expert_products_bound(
     """Absolute difference of two evaluations of sum_s w_s (W2 f(W1 x + b1) + b2) with unit roundoff `unit`.
 
     magnitude: the sum with every product replaced by its absolute value, |act(g)| by its bound A, and h by
-    A (|u| + beta). A is G = |W1| |x| + |b1| itself where |act(g)| <= |g| (silu, gelu, gelu_tanh, situ), or G^2 for relu2. g is off by
-    gamma(H + 2) G; |act'| <= 1.2 (2 G for relu2) turns it into at most 2 gamma(H + 2) A, and u adds gamma(H + 2) once.
-    ELEMENTARY + 12 roundings evaluate act and the product, I + 2 the second product with its bias, top_k + 2 the
-    weighted sum. Both evaluations may be off: twice.
+    A (|u| + beta). A is G = |W1| |x| + |b1| itself where |act(g)| <= |g| (silu, gelu, gelu_tanh, situ), or G^2 for
+    relu2. g is off by gamma(H + 2) G; |act'| <= 1.2 (2 G for relu2) turns it into at most 2 gamma(H + 2) A, and u adds
+    gamma(H + 2) once. ELEMENTARY + 12 roundings evaluate act and the product, I + 2 the second product with its bias,
+    top_k + 2 the weighted sum. Both evaluations may be off: twice.
     """
     roundings = 3 * (hidden_size + 2) + ELEMENTARY + 12 + intermediate_size + 2 + top_k + 2
     return 2 * gamma(roundings, unit) * magnitude
@@ -93,21 +93,21 @@ def elementwise_bound(*, magnitude: npt.NDArray[np.float64], unit: float) -> npt
 ERFC_ROUNDINGS = 2 * (2 * 8) + 1 + 2 * ELEMENTARY + 4 + ELEMENTARY
 
 # A central difference (f(g + d) - f(g - d)) / 2 d has the error d^2 |f'''| / 6 + |f| 2 u64 ELEMENTARY / d; with
-# d = 2^-17, |f'''| <= 8 and |f| <= 64 in the tests both stay below 2^-31.
-DIFFERENCE_STEP = 2.0**-17
-DIFFERENCE_BOUND = 2.0**-31
+# d = 2^-14, |f'''| <= 8 and |f| <= 64 in the tests these are below 2^-27.5 and 2^-30.
+DIFFERENCE_STEP = 2.0**-14
+DIFFERENCE_BOUND = 2.0**-27
 
-# rms((kernel - value) / sigma) of a kernel that rounds where its contract says. 1 by construction; half and one and a half
-# leave room for blocked accumulation (smaller) and errors shared by the columns of a token (either way).
+# rms((kernel - value) / sigma) of a kernel that rounds where its contract says: 1 by construction. Half, and one and a
+# half, leave room for blocked accumulation (smaller) and errors shared by the columns of a token (either way).
 CALIBRATED_RMS = (0.5, 1.5)
 
-# The same against fp32 BLAS, whose blocked and vectorised sums have shorter chains than the model's K: at most 16 partial
-# sums are added in parallel, which divides the accumulation's standard deviation by at most sqrt(16).
+# The same against fp32 BLAS, whose blocked and vectorised sums have shorter chains than the model's K: at most 16
+# partial sums are added in parallel, which divides the accumulation's standard deviation by at most sqrt(16).
 BLOCKED_RMS = (0.5 / 4, 1.5)
 
 # Share of bit-identical elements under the right contract: a store flips where fp32 noise crosses a rounding boundary,
-# sqrt(K / 6) 2^-24 / 2^-8 < 2^-12 of them for K <= 512, and the flips upstream of an output, top_k I of them, each move it by
-# 1 / sqrt(top_k I) of its own noise: 1 % for the shapes tested, five times that allowed.
+# sqrt(K / 6) 2^-24 / 2^-8 < 2^-12 of them for K <= 512, and the flips upstream of an output, top_k I of them, each move
+# it by 1 / sqrt(top_k I) of its own noise: 1 % for the shapes tested, five times that allowed.
 AGREEMENT = 0.95
 
 
