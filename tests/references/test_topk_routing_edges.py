@@ -97,7 +97,7 @@ def test_non_finite_rows(spec: RoutingSpec, row: list[float], ids: list[int], we
 
 
 def test_sparsemixer_measures_negative_logits_by_their_own_size() -> None:
-    """Logits log(1/2), log(1/4), log(1/8): (m - l) / max(|l|, m) is 1/2 and 2/3 in the first round, 1/3 in the second."""
+    """Logits -log 2, -log 4, -log 8: (m - l) / max(|l|, m) is 1/2 and 2/3 in the first round, 1/3 in the second."""
     spec = RoutingSpec(selection="sparsemixer", sparsemixer_epsilon=0.3)
     logits = np.log([[0.125, 0.5, 0.25]])
 
