@@ -17,7 +17,7 @@ from moecheck.references.moe_layer import value_and_sigma
 from moecheck.spec import SWIGLUOAI
 from tests.bounds import AGREEMENT, largest_z
 from tests.kernels.experts_case import Kernel, declaration, name_of
-from tests.kernels.test_torch_routing import NOAUX, SPECS
+from tests.kernels.routing_cases import NOAUX, SPECS
 from tests.kernels.torch_bridge import on_torch, to_numpy
 
 SOFTMAX = RoutingSpec(top_k=4, renormalize=True)
