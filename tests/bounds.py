@@ -97,6 +97,10 @@ ERFC_ROUNDINGS = 2 * (2 * 8) + 1 + 2 * ELEMENTARY + 4 + ELEMENTARY
 DIFFERENCE_STEP = 2.0**-14
 DIFFERENCE_BOUND = 2.0**-27
 
+# The same for an expert's output along its routing weight, where |d^3 y / dw^3| <= 256 (g and u about 2 w) leaves
+# d^2 256 / 6 < 2^-22.
+SLOPE_BOUND = 2.0**-22
+
 # rms((kernel - value) / sigma) of a kernel that rounds where its contract says: 1 by construction. Half, and one and a
 # half, leave room for blocked accumulation (smaller) and errors shared by the columns of a token (either way).
 CALIBRATED_RMS = (0.5, 1.5)

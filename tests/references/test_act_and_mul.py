@@ -11,7 +11,8 @@ from moecheck.formats import round_to, store, to_float64
 from moecheck.numerics import Numerics
 from moecheck.references._activation import activation, derivative
 from moecheck.references._erf import erfc
-from moecheck.references.act_and_mul import act_and_mul, value_and_sigma
+from moecheck.references._stores import EXACT
+from moecheck.references.act_and_mul import act_and_mul, activated_with_variance, value_and_sigma
 from moecheck.spec import SWIGLUOAI, ExpertSpec
 from tests.bounds import (
     CALIBRATED_RMS,
@@ -93,6 +94,26 @@ def test_derivatives_are_slopes(name: str) -> None:
     upper, lower = activation(g + DIFFERENCE_STEP, spec), activation(g - DIFFERENCE_STEP, spec)
     slope = (upper - lower) / (2.0 * DIFFERENCE_STEP)
     assert np.abs(derivative(g, spec) - slope).max() <= DIFFERENCE_BOUND
+
+
+@pytest.mark.parametrize("part", ["gate", "up"])
+@pytest.mark.parametrize("name", SPECS)
+def test_an_input_s_variance_arrives_times_the_squared_slope(name: str, part: str) -> None:
+    spec = SPECS[name]
+    # odd multiples of 1/16: away from the kinks at 0 and at the limits
+    x = np.round(np.random.default_rng(5).standard_normal((30, 16)) * 12.0) / 8.0 + 1.0 / 16.0
+    moved = np.zeros(x.shape)
+    columns = {"halves": slice(0, 8), "interleaved": slice(0, 16, 2)}[spec.gate_up_layout]
+    if spec.gated:
+        moved[:, columns] = 1.0
+        moved = moved if part == "gate" else 1.0 - moved
+    else:
+        moved[:] = 1.0
+    upper, lower = (act_and_mul(x=x + sign * DIFFERENCE_STEP * moved, spec=spec) for sign in (1.0, -1.0))
+    slope = (upper - lower) / (2.0 * DIFFERENCE_STEP)
+    _, with_input = activated_with_variance(x, moved, spec, EXACT)
+    _, without = activated_with_variance(x, None, spec, EXACT)
+    assert np.abs(np.sqrt(with_input - without) - np.abs(slope)).max() <= DIFFERENCE_BOUND
 
 
 def test_rounding_points_are_act_product_and_output() -> None:

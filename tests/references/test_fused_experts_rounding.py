@@ -12,7 +12,7 @@ from moecheck.formats import Float64, round_to, to_float64
 from moecheck.numerics import Numerics
 from moecheck.references.fused_experts import fused_experts, value_and_sigma
 from moecheck.spec import ExpertSpec
-from tests.bounds import AGREEMENT, BLOCKED_RMS, CALIBRATED_RMS, U32, z_limit
+from tests.bounds import AGREEMENT, BLOCKED_RMS, CALIBRATED_RMS, DIFFERENCE_STEP, SLOPE_BOUND, U32, z_limit
 from tests.references.drawn import SPECS, Drawn, draw, torch_eager
 
 SPEC = ExpertSpec()
@@ -148,19 +148,39 @@ def test_sigma_is_the_spread_of_the_contract_s_own_reference(changes: dict[str, 
     assert_calibrated((fused_experts(**case.kwargs, spec=SPEC, numerics=contract) - value) / sigma, CALIBRATED_RMS)
 
 
-@pytest.mark.parametrize("low", ["fp32", "bf16"])
-def test_sigma_of_weights_on_the_input(low: str) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"topk_weights": "bf16", "out": "fp32"}, id="low weights"),
+        pytest.param({"weighted": "bf16", "out": "fp32"}, id="low weighted input"),
+        pytest.param({"topk_weights": "bf16", "weighted": "bf16", "act_times_up": "bf16"}, id="all of it"),
+    ],
+)
+def test_sigma_of_weights_on_the_input(changes: dict[str, Any]) -> None:
     spec = ExpertSpec(weight_on_input=True)
     case = drawn((256, 4, 64, 48, 1), "bf16", spec)
     case.topk_weights[:] = np.random.default_rng(1).random((256, 1)) + 0.5
-    contract = Numerics(topk_weights=low, weighted="bf16", act_times_up="bf16")
+    contract = Numerics(**changes)
     value, sigma = value_and_sigma(**case.kwargs, spec=spec, numerics=contract)
     out = fused_experts(**case.kwargs, spec=spec, numerics=contract)
     assert_calibrated((out - value) / sigma, CALIBRATED_RMS)
 
 
+def test_a_weight_s_variance_on_the_input_arrives_times_the_squared_slope() -> None:
+    spec = ExpertSpec(weight_on_input=True)
+    case = drawn((12, 2, 16, 8, 1), "fp32", spec)._replace(topk_weights=np.linspace(0.1, 0.6, 12)[:, None])
+    values = [
+        fused_experts(**case._replace(topk_weights=case.topk_weights + step).kwargs, spec=spec)
+        for step in (DIFFERENCE_STEP, -DIFFERENCE_STEP)
+    ]
+    slope = (values[0] - values[1]) / (2.0 * DIFFERENCE_STEP)
+    _, exact = value_and_sigma(**case.kwargs, spec=spec)
+    _, sigma = value_and_sigma(**case.kwargs, spec=spec, weight_variance=np.ones((12, 1)))
+    assert np.abs(np.sqrt(sigma**2 - exact**2) - np.abs(slope)).max() <= SLOPE_BOUND
+
+
 def test_sigma_is_zero_only_where_nothing_is_added() -> None:
-    case = drawn((9, 3, 16, 8, 2), "fp32")
+    case = drawn((9, 3, 16, 8, 2), "bf16")
     case.topk_ids[4] = -1
     value, sigma = value_and_sigma(**case.kwargs, spec=SPEC)
     np.testing.assert_array_equal(value[4], 0.0)

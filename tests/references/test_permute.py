@@ -21,12 +21,12 @@ def test_rows_are_sorted_by_expert_then_token() -> None:
 
 
 def test_non_local_experts_have_no_row() -> None:
-    expert_map = np.array([-1, 1, 0, -1], dtype=np.int32)
+    expert_map = np.array([-1, 1, 0, 2], dtype=np.int32)  # id -1 must not read the last entry
     permuted, scale, starts, inverse = permute(
         hidden_states=X, topk_ids=IDS, num_experts=4, expert_map=expert_map, hidden_scale=X[:, 1:]
     )
     np.testing.assert_array_equal(permuted[:, 1], [10, 30, 30, np.nan, np.nan, np.nan])
-    np.testing.assert_array_equal(starts, [0, 2, 3])
+    np.testing.assert_array_equal(starts, [0, 2, 3, 3])
     np.testing.assert_array_equal(inverse, [[0, -1], [-1, -1], [1, 2]])
     np.testing.assert_array_equal(scale, permuted[:, 1:])
 
