@@ -23,9 +23,9 @@ def z_limit(elements: int) -> float:
 def score_eps(scores: Float64, bias: Float64 | float, dtype: str) -> Float64:
     """How far a kernel's choice score may be from the float64 one.
 
-    Exponential, quotient and addition in fp32 each round by half an ulp or, for library exponentials, up to two ulps: four
-    ulps of max(|score|, |bias|) in all, and never less than the smallest normal number, below which devices flush to
-    zero. One more ulp of `dtype` where scores are stored in a format narrower than fp32.
+    Exponential, quotient and addition in fp32 each round by half an ulp or, for library exponentials, up to two
+    ulps: four ulps of max(|score|, |bias|) in all, and never less than the smallest normal number, below which
+    devices flush to zero. One more ulp of `dtype` where scores are stored in a format narrower than fp32.
     """
     size = np.maximum(np.abs(scores), np.abs(bias))
     eps = 4 * ulp(size, "fp32") + 2.0**-126
@@ -36,8 +36,8 @@ def weight_bound(weights: Float64, logits: Float64, *, top_k: int, dtype: str) -
     """Bound on |w - w64| for routing weights that an fp32 kernel computes from given logits.
 
     exp(l - max l) carries the rounding of its argument, up to 2^-24 |l - max l|, and up to 2 ulps (2^-22) of its own; a
-    softmax or renormalisation adds a sum (half an ulp per term, relative to a positive sum: up to (log2 E + top_k) 2^-24
-    for trees and short loops) and a quotient, scaling one more product. One store in `dtype` when narrower.
+    softmax or renormalisation adds a sum (half an ulp per term, relative to a positive sum: up to (log2 E + top_k)
+    2^-24 for trees and short loops) and a quotient, scaling one more product. One store in `dtype` when narrower.
     weights: [T, k']. logits: [T, E].
     """
     finite = np.where(np.isfinite(logits), logits, 0.0)

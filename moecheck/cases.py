@@ -48,8 +48,8 @@ LOGITS = {
 class Case:
     """One input to one op, named by its parameters.
 
-    op: name in moecheck.ops.OPS. spec: the layer's semantics; ops read the part that concerns them. dtype: format of the
-    activations and weights. num_local_experts: experts on this rank (an expert map is passed), None for all.
+    op: name in moecheck.ops.OPS. spec: the layer's semantics; ops read the part that concerns them. dtype: format of
+    the activations and weights. num_local_experts: experts on this rank (an expert map is passed), None for all.
     block_size: of align_block_size. stratum: key of STRATA. load: key of LOADS or LOGITS, by what the op takes.
     layout: `strided` passes rows that are wider in memory than their width. hidden_scale: permute's optional argument.
     seed: drawn numbers are a function of this record. name, reason: of a curated case; not part of its identity.

@@ -1,7 +1,8 @@
 """Reproducible random arrays: raw Philox bits through quantile tables.
 
-`numpy.random.Generator` may change its normal variates between releases and needs seconds for one expert of a large model.
-Philox' raw 64-bit words never change, and a table look-up gives a kernel's stored bits and the reference's float64 values alike.
+`numpy.random.Generator` may change its normal variates between releases and needs seconds for one expert of a large
+model. Philox' raw 64-bit words never change, and a table look-up gives a kernel's stored bits and the reference's
+float64 values alike.
 """
 
 from __future__ import annotations

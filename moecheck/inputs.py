@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,8 +94,9 @@ def _grouped_gemm(case: Case) -> dict[str, Any]:
     ids = topk_ids(case).reshape(-1)
     counts = np.bincount(ids[ids >= 0], minlength=case.num_experts)
     weights = ExpertWeights(case)
+    rows = hidden_states(replace(case, num_tokens=int(counts.sum())))
     inputs = {
-        "x": _layout(case, _rows(case, "x", int(counts.sum()), case.hidden_size, 1.0)),
+        "x": _layout(case, rows),
         "w": _stack([weights.w13(e) for e in range(case.num_experts)]),
         "expert_ends": np.cumsum(counts).astype(np.int32),
     }

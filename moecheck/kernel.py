@@ -24,7 +24,8 @@ class Declaration:
 
     name: identity in reports. op, backend: names of moecheck.ops and BACKENDS. dtypes: format names that it accepts.
     numerics: its declared rounding points, None when undeclared. deterministic, batch_invariant: declared capabilities,
-    None when undeclared. tie: the declared rule for equal routing scores. arguments: what its signature names.
+    None when undeclared. tie: the declared rule for equal routing scores. arguments: what its signature names,
+    required: those of them without a default.
     origin: file:line of the function. spec_string: how a child process finds it again.
     """
 
@@ -37,6 +38,7 @@ class Declaration:
     batch_invariant: bool | None
     tie: TieRule | None
     arguments: tuple[str, ...]
+    required: tuple[str, ...]
     origin: str
     spec_string: str
 
@@ -54,8 +56,8 @@ def kernel(
 ) -> Callable[[F], F]:
     """Declare the decorated function as a kernel under test for `op`; the function itself is returned unchanged.
 
-    The function takes arrays of its backend by the names of `moecheck.ops.OPS[op]`, may take `spec` (the op's part of the
-    MoESpec) and `out` (a poisoned output array), and returns the op's outputs in order.
+    The function takes arrays of its backend by the names of `moecheck.ops.OPS[op]`, may take `spec` (the op's part
+    of the MoESpec) and `out` (a poisoned output array), and returns the op's outputs in order.
     Raises UsageError for an unknown op, backend or dtype.
     """
     check_known("op", op, OPS)
@@ -94,7 +96,7 @@ def describe(
     tie: TieRule | None = None,
 ) -> Declaration:
     """The Declaration of a plain function; raises UsageError when its signature cannot serve `op`."""
-    arguments = _argument_names(function, op)
+    arguments, required = _argument_names(function, op)
     code = inspect.unwrap(function).__code__
     qualified = f"{function.__module__}:{function.__name__}"
     return Declaration(
@@ -107,22 +109,25 @@ def describe(
         batch_invariant=batch_invariant,
         tie=tie,
         arguments=arguments,
+        required=required,
         origin=f"{code.co_filename}:{code.co_firstlineno}",
         spec_string=qualified,
     )
 
 
-def _argument_names(function: Callable[..., object], op: str) -> tuple[str, ...]:
+def _argument_names(function: Callable[..., object], op: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     known = {*OPS[op].arg_names, "spec", "out"}
-    taken = []
+    taken, required = [], []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             raise UsageError(f"{function.__name__} takes *args or **kwargs; name the arguments of {op!r} that it uses.")
         if parameter.name in known:
             taken.append(parameter.name)
+            if parameter.default is parameter.empty:
+                required.append(parameter.name)
         elif parameter.default is parameter.empty:
             raise UsageError(
                 f"{function.__name__} needs the argument {parameter.name!r}, which {op!r} does not have; "
                 f"it offers {', '.join(OPS[op].arg_names)}, spec and out."
             )
-    return tuple(taken)
+    return tuple(taken), tuple(required)

@@ -19,11 +19,11 @@ class Numerics:
     Each field from `scores` to `out` is a format name (`fp32`, `fp16`, `bf16`), or `input`: the dtype of the case's
     activations. `fp32` means that the value is kept in the fp32 accumulator, which the reference does not round.
 
-    scores: router scores. topk_weights: routing weights as multiplied. gate_up: output of the first GEMM. act: act(gate) when
-    it is stored on its own before the product with up. act_times_up: input of the second GEMM. per_expert: output of the
-    second GEMM. weighted: topk_weight * per_expert. combine: each partial sum over a token's experts, added in
-    `combine_order`: by slot, by ascending expert id, or as a tree that keeps fp32. out: the stored result.
-    accumulate: name of the accumulator's hardware profile.
+    scores: router scores. topk_weights: routing weights as multiplied. gate_up: output of the first GEMM. act:
+    act(gate) when it is stored on its own before the product with up. act_times_up: input of the second GEMM.
+    per_expert: output of the second GEMM. weighted: topk_weight * per_expert. combine: each partial sum over a
+    token's experts, added in `combine_order`: by slot, by ascending expert id, or as a tree that keeps fp32. out:
+    the stored result. accumulate: name of the accumulator's hardware profile.
     """
 
     scores: str = "fp32"

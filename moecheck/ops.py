@@ -10,7 +10,7 @@ Kind = Literal["input", "float32", "int32", "int"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arg:
-    """One array or number of an op. kind: `input` is the case's dtype, `int` a Python integer, others an array dtype."""
+    """One array or number of an op. kind: `input` is the case's dtype, `int` a Python integer, else a dtype."""
 
     name: str
     axes: tuple[str, ...]
@@ -44,7 +44,8 @@ def _op(name: str, summary: str, args: str, outputs: str) -> Op:
 
 
 # Axes: T tokens, H hidden, I intermediate, U rows of w13 (2I when gated), E experts, L local experts, k top_k,
-# k' top_k + fused shared slots, R permuted rows, S shared intermediate, V rows of shared_w13, n and K of a GEMM, * free.
+# k' top_k + fused shared slots, R permuted rows, S shared intermediate, V rows of shared_w13, n and K of a
+# GEMM, * free.
 _TABLE = (
     _op(
         "topk_routing",
@@ -61,7 +62,8 @@ _TABLE = (
     _op(
         "permute",
         "gather the rows of each expert together",
-        "hidden_states: input T H, topk_ids: int32 T k, hidden_scale: float32 T *, expert_map: int32 E, num_experts: int",
+        "hidden_states: input T H, topk_ids: int32 T k, hidden_scale: float32 T *, expert_map: int32 E, "
+        "num_experts: int",
         "permuted: input R H, permuted_scale: float32 R *, expert_starts: int32 *, inv_permuted_idx: int32 T k",
     ),
     _op(
@@ -94,8 +96,8 @@ _TABLE = (
     _op(
         "moe_layer",
         "a whole layer: routing, experts and shared experts",
-        "hidden_states: input T H, router_logits: float32 T E, correction_bias: float32 E, per_expert_scale: float32 E, "
-        "w13: input E U H, w2: input E H I, shared_w13: input V H, shared_w2: input H S, shared_gate: input H, "
+        "hidden_states: input T H, router_logits: float32 T E, correction_bias: float32 E, "
+        "per_expert_scale: float32 E, w13: input E U H, w2: input E H I, shared_w13: input V H, shared_w2: input H S, shared_gate: input H, "
         "w13_bias: input E U, w2_bias: input E H",
         "out: input T H",
     ),

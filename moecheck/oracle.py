@@ -26,8 +26,8 @@ REFERENCES = "moecheck.references"
 class Values:
     """What an op with one floating-point output should give, float64, all of the output's shape.
 
-    true: the mathematics, unrounded. sigma: standard deviation of an honest kernel's error about it. rounded: the reference with
-    the kernel's declared rounding points, `true` when it declares none.
+    true: the mathematics, unrounded. sigma: standard deviation of an honest kernel's error about it. rounded:
+    the reference with the kernel's declared rounding points, `true` when it declares none.
     """
 
     true: Float64
@@ -45,7 +45,8 @@ def reference_modules() -> dict[str, ModuleType]:
         package = importlib.import_module(REFERENCES)
     except ModuleNotFoundError as error:
         raise HarnessError(
-            "moecheck/references does not resolve: this copy lost its symbolic links; clone again with core.symlinks=true."
+            "moecheck/references does not resolve: this copy lost its symbolic links; "
+            "clone again with core.symlinks=true."
         ) from error
     found = {}
     for info in pkgutil.iter_modules(package.__path__):

@@ -28,16 +28,17 @@ class RoutingSpec:
     With logits l, scores s, correction bias b, chosen ids S and factor r (all float64 in the reference):
     softcap: l <- softcap * tanh(l / softcap). scoring: s = softmax(l), sigmoid(l) or sqrt(softplus(l)).
     softmax_over_selected: choose on l, then w = softmax(l_S) (only with scoring="softmax").
-    choose_by_logits: choose on l although w comes from s (differs from choosing on s where a bias is added or scores underflow).
-    correction_bias: `select` chooses on s + b and weighs with s; `logits` adds b to l before the scoring.
-    num_expert_groups, topk_groups: only experts of the best topk_groups groups may be chosen; a group's score is its `max` or
-    the sum of its best two choice scores; the choice scores of other groups are set to -Inf or to 0 (group_mask).
-    renormalize: w <- w / d with d = (sum_S s^p)^(1/p), p = renorm_norm; renorm_eps_rule: d, d + eps, max(d, eps), or
-    d where d > 0 and 1 elsewhere. scaling_placement: r is in `topk_weights`, on the `routed_output` before the shared experts are
-    added, or on the `sum` of the routed output and 1/r of the shared one. scaling_needs_renormalize: r applies only if renormalize.
-    num_fused_shared_experts: slots appended with ids E, E+1, ... whose net weight in the layer's output is exactly 1.
-    num_zero_experts: ids >= E - num_zero_experts are identity experts. per_expert_scale: w_i is multiplied by a given scale[i].
-    selection: `sparsemixer` is the two-round rule of Phi-3.5-MoE with threshold 2 * sparsemixer_epsilon.
+    choose_by_logits: choose on l although w comes from s (differs from choosing on s where a bias is added or scores
+    underflow). correction_bias: `select` chooses on s + b and weighs with s; `logits` adds b to l before the scoring.
+    num_expert_groups, topk_groups: only experts of the best topk_groups groups may be chosen; a group's score is its
+    `max` or the sum of its best two choice scores; the choice scores of other groups are set to -Inf or to 0
+    (group_mask). renormalize: w <- w / d with d = (sum_S s^p)^(1/p), p = renorm_norm; renorm_eps_rule: d, d + eps,
+    max(d, eps), or d where d > 0 and 1 elsewhere. scaling_placement: r is in `topk_weights`, on the `routed_output`
+    before the shared experts are added, or on the `sum` of the routed output and 1/r of the shared one.
+    scaling_needs_renormalize: r applies only if renormalize. num_fused_shared_experts: slots appended with ids E,
+    E+1, ... whose net weight in the layer's output is exactly 1. num_zero_experts: ids >= E - num_zero_experts are
+    identity experts. per_expert_scale: w_i is multiplied by a given scale[i]. selection: `sparsemixer` is the
+    two-round rule of Phi-3.5-MoE with threshold 2 * sparsemixer_epsilon.
     """
 
     top_k: int = 2
@@ -94,11 +95,11 @@ class RoutingSpec:
         per_group = num_experts // groups
         _require(
             self.group_score == "max" or groups == 1 or per_group >= 2,
-            f"group_score='top2_sum' needs two experts per group, num_experts={num_experts} in {groups} groups has {per_group}.",
+            f"group_score='top2_sum' needs two experts per group, not num_experts={num_experts} in {groups} groups.",
         )
         _require(
             self.top_k <= per_group * self.topk_groups,
-            f"top_k={self.top_k} must be ≤ the {per_group * self.topk_groups} experts of topk_groups={self.topk_groups}.",
+            f"top_k={self.top_k} exceeds the {per_group * self.topk_groups} experts of topk_groups={self.topk_groups}.",
         )
         _require(
             self.num_zero_experts < num_experts,
@@ -112,9 +113,9 @@ class ExpertSpec:
 
     gated: w13 has 2I rows, gate g and up u, and f = act(g) * u; otherwise w13 has I rows and f = act(g).
     gate_up_layout: `halves` is g rows first, then u rows; `interleaved` alternates g, u, g, u.
-    activation: silu(g) = g * sigmoid(alpha * g) with alpha = swiglu_alpha, gelu (erf), gelu_tanh, relu2 = max(g, 0)^2, situ.
-    The gated product uses u + swiglu_beta. swiglu_limit L with limit_position `before`: g <- min(g, L), u <- clip(u, -L, L) ahead
-    of the activation; `after`: min(act(g), L) * clip(u, -L, L).
+    activation: silu(g) = g * sigmoid(alpha * g) with alpha = swiglu_alpha, gelu (erf), gelu_tanh, relu2 = max(g,
+    0)^2, situ. The gated product uses u + swiglu_beta. swiglu_limit L with limit_position `before`: g <- min(g, L),
+    u <- clip(u, -L, L) ahead of the activation; `after`: min(act(g), L) * clip(u, -L, L).
     weight_on_input: the routing weight multiplies the expert's input instead of its output (top_k = 1 only).
     """
 

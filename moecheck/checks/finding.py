@@ -40,10 +40,11 @@ FAILURES = frozenset({Verdict.FAIL, Verdict.PROVEN_WRONG, Verdict.TIMEOUT, Verdi
 class Finding:
     """One judgement on one run.
 
-    kernel: the kernel's name. case: the case's id. check: which judgement (`values`, `routing`, `written`, `unmodified`, ...;
-    the last line of a run is `case`, the verdict of all together). message: seen, expected, where, in one or two sentences.
-    numbers: metric name -> value (max_diff, max_rel_diff, mismatch_ratio, max_z, rms_z, rms_ref, ...).
-    where: coordinates of the worst element by axis name (`{"token": 3, "column": 17}`). seconds: time of the kernel call.
+    kernel: the kernel's name. case: the case's id. check: which judgement (`values`, `routing`, `written`,
+    `unmodified`, ...; the last line of a run is `case`, the verdict of all together). message: seen, expected,
+    where, in one or two sentences. numbers: metric name -> value (max_diff, max_rel_diff, mismatch_ratio, max_z,
+    rms_z, rms_ref, ...). where: coordinates of the worst element by axis name (`{"token": 3, "column": 17}`).
+    seconds: time of the kernel call.
     """
 
     kernel: str

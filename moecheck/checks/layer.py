@@ -1,7 +1,8 @@
 """What a whole layer should give when some tokens have more than one legal set of experts.
 
-A fused layer returns no ids, so its choice cannot be seen. For each ambiguous token every legal set is tried, and the one
-that is nearest to the kernel's output is what the token is judged against; a token with too many legal sets is left out.
+A fused layer returns no ids, so its choice cannot be seen. For each ambiguous token every legal set is tried, and
+the one that is nearest to the kernel's output is what the token is judged against; a token with too many legal sets
+is left out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which sets of experts a token may choose.
 
-Equal or nearly equal scores make several choices right, so ids are never compared for equality. A set S of top_k experts is
-legal iff min over S of (score + eps) >= max outside S of (score - eps), where eps is how far rounding may move a score.
-Grouped top-k applies the rule to the groups first, then to the experts inside the chosen groups.
+Equal or nearly equal scores make several choices right, so ids are never compared for equality. A set S of top_k
+experts is legal iff min over S of (score + eps) >= max outside S of (score - eps), where eps is how far rounding may
+move a score. Grouped top-k applies the rule to the groups first, then to the experts inside the chosen groups.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ def _illegal(case: Case, inputs: dict[str, Any], ids: Ids, wrong: Bool, numbers:
         check="routing",
         verdict=Verdict.PROVEN_WRONG,
         message=(
-            f"token {token}: chose experts {sorted(ids[token].tolist())}, expected {right}, beyond what rounding of the "
-            f"scores explains; {int(wrong.sum())} of {len(wrong)} tokens have an illegal choice."
+            f"token {token}: chose experts {sorted(ids[token].tolist())}, expected {right}; rounding of the scores "
+            f"does not explain it. {int(wrong.sum())} of {len(wrong)} tokens have an illegal choice."
         ),
         numbers={**numbers, "illegal_share": float(wrong.mean())},
         where={"token": token},

@@ -29,7 +29,7 @@ Violation = tuple[str, dict[str, int]] | None
 
 
 def _align_block_size(inputs: dict[str, Any], outputs: tuple[Any, ...], expected: tuple[Any, ...]) -> Violation:
-    """Each expert's (token, slot) indices in any order inside its own blocks; beyond the padded count nothing is read."""
+    """Each expert's (token, slot) indices in any order inside its own blocks; nothing beyond the padded count."""
     ids, experts, padded = outputs
     want_ids, want_experts, want_padded = expected
     block, count = inputs["block_size"], int(want_padded.reshape(-1)[0])

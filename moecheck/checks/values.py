@@ -21,9 +21,9 @@ def judge_values(
     """PASS when every element lies within what rounding explains, else FAIL, or PROVEN_WRONG where no rounding may.
 
     out: [rows, columns] float64, as the kernel returned it. exact: equality is required (an integer-exact case).
-    The tolerance `tol` is reported as mismatch_ratio against the rounded reference. It never excuses an element that rounding
-    does not explain. An element beyond it that rounding does explain fails nothing, since no correct kernel could do
-    better, unless max_mismatch is given: then that ratio is a hard cap.
+    The tolerance `tol` is reported as mismatch_ratio against the rounded reference. It never excuses an element that
+    rounding does not explain. An element beyond it that rounding does explain fails nothing, since no correct kernel
+    could do better, unless max_mismatch is given: then that ratio is a hard cap.
     Elements that the reference itself finds to overflow or to be NaN are left to `numbers["undefined"]`.
     """
     # An output that overflows the format, legally, is as undefined as one whose reference is not finite.
@@ -81,7 +81,7 @@ def _numbers(out: Float64, expected: Values, error: Float64, defined: Bool, tol:
 def _worst(out: Float64, error: Float64, allowed: Float64, beyond: Bool) -> tuple[int, int]:
     """Coordinates of the first non-finite element, else of the one that exceeds its bound by the largest factor."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        excess = np.where(beyond, error / np.where(allowed > 0, allowed, np.finfo(np.float64).tiny), -1.0)
+        excess = np.where(beyond, error / allowed, -1.0)
     excess = np.where(beyond & ~np.isfinite(out), np.inf, excess)
     row, column = np.unravel_index(int(np.argmax(excess)), excess.shape)
     return int(row), int(column)
@@ -91,6 +91,7 @@ def _message(out: Float64, expected: Values, allowed: Float64, beyond: Bool, wor
     bound = allowed[worst]
     explained = f"rounding explains ±{bound:.2g}" if bound > 0 else "this case is exact in every format"
     return (
-        f"{row} {worst[0]}, column {worst[1]}: got {out[worst]:.6g}, expected {expected.true[worst]:.6g} ({explained}). "
+        f"{row} {worst[0]}, column {worst[1]}: got {out[worst]:.6g}, expected {expected.true[worst]:.6g} "
+        f"({explained}). "
         f"Wrong: {shares(beyond, row)}."
     )

@@ -1,0 +1,283 @@
+"""`moecheck kernels`: property-test every kernel that can run here."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from moecheck.checks.finding import FAILURES, Finding, Verdict
+from moecheck.checks.judge import Limits
+from moecheck.cli.options import color, cores, not_negative, positive, width
+from moecheck.cli.progress import LiveProgress
+from moecheck.curated import PROFILES, cases_for
+from moecheck.errors import UsageError, check_known
+from moecheck.formats import FORMATS
+from moecheck.kernel import BACKENDS, Declaration
+from moecheck.models import MODELS
+from moecheck.ops import OPS
+from moecheck.registry import Discovery, discover
+from moecheck.report.environment import git_commit
+from moecheck.report.folder import ReportFolder
+from moecheck.report.results import RunSummary
+from moecheck.report.summarise import summarise
+from moecheck.report.terminal import render, run_view
+from moecheck.runner.plan import Plan
+from moecheck.runner.pool import default_memory
+from moecheck.runner.run import KernelRun, Settings, run_all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What decides about a run's findings; kept in environment.json so that `--resume` can go on."""
+
+    tol: float
+    max_mismatch: float | None
+    kernel: tuple[str, ...]
+    op: str | None
+    backend: str | None
+    model: str | None
+    dtype: str | None
+    profile: str
+    seed: int
+    examples: int | None
+
+
+@click.command()
+@click.option("--tol", type=float, default=1e-2, show_default=True, callback=not_negative, help="Of mismatch_ratio.")
+@click.option(
+    "--max-mismatch", type=float, callback=not_negative, help="Hard cap on mismatch_ratio [what rounding explains]."
+)
+@click.option("--kernel", multiple=True, metavar="SPEC", help="Built-in name, file.py:function or module:function.")
+@click.option("--op", metavar="OP", help="Only this op; for an undeclared function: what it computes.")
+@click.option("--backend", metavar="B", help="Only this backend; for an undeclared function: whose arrays it takes.")
+@click.option("--model", metavar="NAME", help="Only the layer of this model (moecheck list models).")
+@click.option("--dtype", metavar="D", help="Only fp32, fp16 or bf16.")
+@click.option("--profile", default="default", show_default=True, metavar="P", help="quick, default or nightly.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of all drawn inputs.")
+@click.option("--examples", type=click.IntRange(0), help="Drawn cases per op [by profile].")
+@click.option("--timeout", type=float, default=20.0, show_default=True, callback=positive, help="Seconds for one call.")
+@click.option("--jobs", type=click.IntRange(1), default=None, help="Kernels at a time [number of cores, 8 at most].")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True, help="Parent folder."
+)
+@click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Go on with a run that was cut off.")
+@click.pass_context
+def kernels(
+    context: click.Context, timeout: float, jobs: int | None, out: Path, resume: Path | None, **values: Any
+) -> int:
+    """Test kernels against float64 references on many cases, and write a report."""
+    if resume is not None:
+        _check_resume_alone(context)
+        folder = ReportFolder.open(resume)
+        options = _read_options(folder.path)
+    else:
+        options = Options(**values)
+        _check_names(options)
+        folder = None
+    jobs = jobs or min(cores(), 8)
+    settings = Settings(
+        limits=Limits(tol=options.tol, max_mismatch=options.max_mismatch),
+        timeout=timeout,
+        memory=default_memory(jobs),
+        jobs=jobs,
+        threads=max(1, cores() // jobs),
+    )
+    started, start = datetime.now(UTC), time.monotonic()
+    progress = LiveProgress()
+    with progress.searching():
+        discovery = _select(
+            discover(options.kernel, op=options.op, backend=options.backend, memory=settings.memory, jobs=jobs), options
+        )
+    plans = _plans(discovery, options)
+    if folder is None:
+        folder = ReportFolder.create(out)
+        folder.write_environment({**asdict(options), "timeout": timeout, "jobs": jobs})
+    earlier = folder.resume()
+    done = {(finding.kernel, finding.case) for finding in earlier}
+
+    def sink(plan: Plan, findings: list[Finding]) -> None:
+        folder.append(findings)
+        progress.advance(plan, findings)
+
+    broken = _broken_declarations(discovery)
+    for declaration in broken:
+        if (declaration.name, "import") not in done:
+            folder.append(_import_findings(declaration.name, discovery.broken[declaration.name]))
+    with progress.running(plans, done):
+        runs = run_all(plans, settings, sink, done=done)
+    summary = summarise(
+        folder.findings(),
+        [*(plan.declaration for plan in plans), *broken],
+        command=_command(options),
+        started=started.isoformat(timespec="seconds"),
+        seconds=time.monotonic() - start,
+        git=git_commit(),
+        skipped=discovery.skipped,
+        devices={plan.declaration.name: plan.device for plan in plans},
+        interpreted={run.plan.declaration.name: run.seconds / jobs for run in runs if run.plan.interpreted},
+        tol=options.tol,
+        profile=options.profile,
+        seed=options.seed,
+        reproduce=_Reproducer(folder, plans, runs, options),
+    )
+    notes = folder.finish(summary, [run.picture for run in runs if run.picture is not None])
+    click.echo(
+        render(run_view(summary, width=width(), report=_shown(folder.path)), width=width(), color=color()), nl=False
+    )
+    for note in notes:
+        click.echo(f"moecheck: {note}", err=True)
+    return exit_code(summary)
+
+
+def exit_code(summary: RunSummary) -> int:
+    """0 all passed, 1 something failed, 4 something is undecided or nothing was really checked."""
+    if any(kernel.verdict in FAILURES for kernel in summary.kernels):
+        return 1
+    undecided = summary.totals.get(Verdict.INCONCLUSIVE.value, 0)
+    return 0 if summary.totals.get(Verdict.PASS.value, 0) and not undecided else 4
+
+
+def _check_names(options: Options) -> None:
+    for kind, value, known in (
+        ("op", options.op, OPS),
+        ("backend", options.backend, BACKENDS),
+        ("model", options.model, MODELS),
+        ("dtype", options.dtype, FORMATS),
+        ("profile", options.profile, PROFILES),
+    ):
+        if value is not None:
+            check_known(kind, value, known)
+
+
+def _check_resume_alone(context: click.Context) -> None:
+    """The options of a resumed run are those it began with."""
+    free = {"resume", "timeout", "jobs"}
+    given = [
+        name
+        for name in context.params
+        if name not in free and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(f"--resume goes on with the options of that run; leave out --{given[0].replace('_', '-')}.")
+
+
+def _read_options(folder: Path) -> Options:
+    path = folder / "environment.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))["options"]
+        values = {name: saved[name] for name in Options.__dataclass_fields__}
+        return Options(**{**values, "kernel": tuple(values["kernel"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} does not tell the options of the run ({error}); start a new one.") from error
+
+
+def _select(discovery: Discovery, options: Options) -> Discovery:
+    """Narrow what was found by --op and --backend; without a match that is a usage error."""
+    found = [
+        kernel
+        for kernel in discovery.found
+        if options.op in (None, kernel.declaration.op) and options.backend in (None, kernel.declaration.backend)
+    ]
+    if not found and not discovery.skipped and not discovery.broken:
+        raise UsageError(f"No kernel has op={options.op or 'any'} and backend={options.backend or 'any'}.")
+    return Discovery(found=found, skipped=discovery.skipped, broken=discovery.broken)
+
+
+def _plans(discovery: Discovery, options: Options) -> list[Plan]:
+    plans = []
+    for kernel in discovery.found:
+        cases = cases_for(
+            kernel.declaration.op,
+            profile=options.profile,
+            seed=options.seed,
+            small=kernel.device == "interpreter",
+            model=options.model,
+            examples=options.examples,
+        )
+        kept = tuple(case for case in cases if options.dtype in (None, case.dtype))
+        plans.append(Plan(target=kernel.target, declaration=kernel.declaration, device=kernel.device, cases=kept))
+    return plans
+
+
+def _broken_declarations(discovery: Discovery) -> list[Declaration]:
+    """Stand-ins for kernels whose import fails: they appear in the report with the verdict ERROR."""
+    return [
+        Declaration(
+            name=name,
+            op="?",
+            backend="?",
+            dtypes=(),
+            numerics=None,
+            deterministic=None,
+            batch_invariant=None,
+            tie=None,
+            arguments=(),
+            required=(),
+            origin=name,
+            spec_string=name,
+        )
+        for name in discovery.broken
+    ]
+
+
+def _import_findings(name: str, reason: str) -> list[Finding]:
+    message = reason[0].upper() + reason[1:]
+    return [
+        Finding(kernel=name, case="import", check=check, verdict=Verdict.ERROR, message=message)
+        for check in ("import", "case")
+    ]
+
+
+class _Reproducer:
+    """Saves the case that a reader wants to see again, and names the command that runs it."""
+
+    def __init__(self, folder: ReportFolder, plans: list[Plan], runs: list[KernelRun], options: Options) -> None:
+        self._folder, self._options = folder, options
+        self._failing = {run.plan.declaration.name: run.failing for run in runs if run.failing is not None}
+        self._cases = {(plan.declaration.name, case.id): case for plan in plans for case in plan.cases}
+        self._targets = {plan.declaration.name: plan.target for plan in plans}
+
+    def __call__(self, kernel: str, case_id: str) -> str:
+        case = self._failing.get(kernel) or self._cases.get((kernel, case_id))
+        if case is None:
+            return f"moecheck kernels --kernel {shlex.quote(kernel)}"
+        target = self._targets[kernel]
+        record = {
+            "id": case.id,
+            "spec_string": target.spec_string,
+            "op": target.op,
+            "backend": target.backend,
+            "tol": self._options.tol,
+            "max_mismatch": self._options.max_mismatch,
+            "found_as": case_id,
+            "case": case.to_json(),
+        }
+        return f"moecheck replay {shlex.quote(_shown(self._folder.write_case(kernel, record)))}"
+
+
+def _command(options: Options) -> str:
+    parts = ["moecheck", "kernels", "--tol", f"{options.tol:g}"]
+    for name in ("max_mismatch", "op", "backend", "model", "dtype", "examples"):
+        value = getattr(options, name)
+        if value is not None:
+            parts += [f"--{name.replace('_', '-')}", str(value)]
+    for spec in options.kernel:
+        parts += ["--kernel", spec]
+    if options.profile != "default":
+        parts += ["--profile", options.profile]
+    return shlex.join([*parts, "--seed", str(options.seed)])
+
+
+def _shown(path: Path) -> str:
+    """Relative to here where that is shorter to read."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

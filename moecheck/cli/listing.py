@@ -1,0 +1,87 @@
+"""`moecheck list`: what there is to test, and with what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from moecheck.cli.options import color, cores, width
+from moecheck.curated import cases_for
+from moecheck.errors import check_known
+from moecheck.models import MODELS
+from moecheck.ops import OPS
+from moecheck.registry import discover
+from moecheck.report.terminal import render
+from moecheck.report.text import one_line
+from moecheck.runner.pool import default_memory
+
+
+@click.command("list")
+@click.argument("what", default="kernels")
+def list_all(what: str) -> int:
+    """List kernels (default), ops, models, or cases."""
+    check_known("list", what, _VIEWS)
+    click.echo(render(_VIEWS[what](), width=width(), color=color()), nl=False)
+    return 0
+
+
+def _kernels() -> RenderableType:
+    jobs = min(cores(), 8)
+    discovery = discover((), op=None, backend=None, memory=default_memory(jobs), jobs=jobs)
+    table = _table("kernel", "op", "backend", "runs on", "dtypes")
+    for found in sorted(discovery.found, key=lambda found: (found.declaration.op, found.declaration.name)):
+        declaration = found.declaration
+        table.add_row(
+            one_line(declaration.name), declaration.op, declaration.backend, found.device, " ".join(declaration.dtypes)
+        )
+    notes = [Text(f"Skipped: {name}: {one_line(reason)}", style="dim") for name, reason in discovery.skipped.items()]
+    notes += [Text(f"Broken: {name}: {one_line(reason)}", style="red") for name, reason in discovery.broken.items()]
+    return Group(table, *notes)
+
+
+def _ops() -> RenderableType:
+    table = _table("op", "computes", "arguments", "returns")
+    for op in OPS.values():
+        outputs = ", ".join(f"{out.name} [{', '.join(out.axes)}]" for out in op.outputs)
+        arguments = ", ".join(f"{a.name} [{', '.join(a.axes)}]" if a.axes else a.name for a in op.args)
+        table.add_row(op.name, op.summary, arguments, outputs)
+    return table
+
+
+def _models() -> RenderableType:
+    table = _table("model", "experts", "top_k", "hidden", "intermediate", "shared", "scoring", "groups", "factor")
+    for name, model in MODELS.items():
+        routing = model.spec.routing
+        groups = "" if routing.num_expert_groups == 1 else f"{routing.num_expert_groups}/{routing.topk_groups}"
+        numbers = (model.num_experts, routing.top_k, model.hidden_size, model.intermediate_size)
+        shared = str(model.shared_intermediate_size or "")
+        table.add_row(name, *map(str, numbers), shared, routing.scoring, groups, f"{routing.routed_scaling_factor:g}")
+    return table
+
+
+def _cases() -> RenderableType:
+    table = _table("case", "op", "dtype", "why it exists")
+    for op in OPS:
+        for case in cases_for(op, profile="default", seed=0, examples=0):
+            table.add_row(case.name, op, case.dtype, case.reason)
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+_VIEWS: dict[str, Callable[[], RenderableType]] = {
+    "kernels": _kernels,
+    "ops": _ops,
+    "models": _models,
+    "cases": _cases,
+}

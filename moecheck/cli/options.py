@@ -1,0 +1,43 @@
+"""Values that several commands take from the command line, checked."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+
+import click
+
+from moecheck.errors import UsageError
+
+
+def not_negative(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """A finite number of at least 0."""
+    if value is not None and not (value >= 0 and math.isfinite(value)):
+        raise UsageError(
+            f"--{(parameter.name or '').replace('_', '-')} must be a finite number of at least 0, not {value}."
+        )
+    return value
+
+
+def positive(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """A finite number above 0."""
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise UsageError(f"--{(parameter.name or '').replace('_', '-')} must be a finite number above 0, not {value}.")
+    return value
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def width() -> int:
+    """Columns to print in: the terminal's, or 120 into a pipe."""
+    return shutil.get_terminal_size((120, 40)).columns if sys.stdout.isatty() else 120
+
+
+def color() -> bool:
+    """Whether to colour: only on a terminal, and not where NO_COLOR is set."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

@@ -1,0 +1,84 @@
+"""Moves arrays between NumPy and the frameworks of the kernels, bit for bit."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from moecheck.formats import AnyArray
+
+TORCH_BACKENDS = ("torch", "triton", "cuda")
+JAX_BACKENDS = ("jax", "pallas_tpu")
+
+
+def device_of(backend: str) -> str:
+    """Where kernels of this backend run here: `cuda`, `cpu`, or `interpreter`."""
+    if backend == "pallas_tpu":
+        return "interpreter"
+    if backend in TORCH_BACKENDS:
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+        return "interpreter" if backend == "triton" else "cpu"
+    if backend == "jax":
+        import jax
+
+        return "cuda" if jax.default_backend() == "gpu" else "cpu"
+    return "cpu"
+
+
+def to_native(array: AnyArray, backend: str) -> Any:
+    """A NumPy array as an array of the backend on its device; on the CPU torch shares the memory."""
+    if backend in TORCH_BACKENDS:
+        return _to_torch(array, "cuda" if device_of(backend) == "cuda" else "cpu")
+    if backend in JAX_BACKENDS:
+        import jax.numpy as jnp
+
+        return jnp.asarray(np.array(array, copy=True))
+    return array
+
+
+def to_numpy(value: Any) -> AnyArray:
+    """A kernel's output as a NumPy array of the same bits; TypeError when it is no array of a known framework."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
+        return np.array(tensor.numpy(), copy=True)
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(value, jax.Array):
+        return np.array(value, copy=True)
+    if isinstance(value, np.ndarray | np.generic):
+        return np.array(value, copy=True)
+    raise TypeError(f"{type(value).__name__} is no torch, jax or NumPy array")
+
+
+def synchronize(backend: str) -> None:
+    """Wait for what was launched on the device."""
+    if backend in TORCH_BACKENDS:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+
+def _to_torch(array: AnyArray, device: str) -> Any:
+    import torch
+
+    if array.dtype == ml_dtypes.bfloat16:
+        tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    else:
+        tensor = torch.from_numpy(array)
+    if device == "cpu":
+        return tensor
+    if tensor.is_contiguous():
+        return tensor.to(device)
+    width = array.strides[0] // array.itemsize  # rows wider than the array's width stay so on the device
+    storage = torch.full((tensor.shape[0], width), float("nan"), dtype=tensor.dtype, device=device)
+    storage[:, : tensor.shape[1]] = tensor.to(device)
+    return storage[:, : tensor.shape[1]]

@@ -1,0 +1,62 @@
+"""Which cases a kernel is given, and why it is not given the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moecheck.cases import Case
+from moecheck.kernel import Declaration
+from moecheck.ops import OPS
+from moecheck.oracle import spec_part
+from moecheck.runner.target import Target
+from moecheck.spec import MoESpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One kernel and the cases it is to be judged on. device: `cpu`, `cuda` or `interpreter`."""
+
+    target: Target
+    declaration: Declaration
+    device: str
+    cases: tuple[Case, ...]
+
+    @property
+    def interpreted(self) -> bool:
+        return self.device == "interpreter"
+
+
+def lacking(declaration: Declaration, case: Case) -> str | None:
+    """Why the kernel cannot be given the case, or None."""
+    if case.dtype not in declaration.dtypes:
+        return f"declares no {case.dtype}"
+    arrays = array_arguments(case)
+    missing = sorted(arrays - set(declaration.arguments))
+    if missing:
+        return f"takes no {', '.join(missing)}"
+    integers = {arg.name for arg in OPS[case.op].args if arg.kind == "int"}
+    absent = sorted(set(declaration.required) - arrays - integers - {"spec", "out"})
+    if absent:
+        return f"needs {', '.join(absent)}"
+    if "spec" not in declaration.arguments and spec_part(case.op, case.spec) != spec_part(case.op, MoESpec()):
+        return "takes no spec, and the case's is not the default one"
+    return None
+
+
+def array_arguments(case: Case) -> set[str]:
+    """Names of the arrays among the case's inputs, without building them."""
+    routing, experts = case.spec.routing, case.spec.experts
+    optional = {
+        "correction_bias": routing.correction_bias != "none",
+        "per_expert_scale": routing.per_expert_scale,
+        "expert_map": case.num_local_experts is not None and case.op != "moe_layer",
+        "hidden_scale": case.hidden_scale,
+        "bias": experts.w13_bias,
+        "w13_bias": experts.w13_bias,
+        "w2_bias": experts.w2_bias,
+        "shared_w13": case.spec.shared_experts != "none",
+        "shared_w2": case.spec.shared_experts != "none",
+        "shared_gate": case.spec.shared_experts == "gated",
+    }
+    arrays = {arg.name for arg in OPS[case.op].args if arg.kind != "int"}
+    return {name for name in arrays if optional.get(name, True)}

@@ -1,0 +1,103 @@
+"""One worker process for one kernel: calls with a timeout, crash recovery, a memory limit (by pebble)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as FutureTimeout
+from functools import cache
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+from moecheck.runner import PRELOAD_VARIABLE
+from moecheck.runner.worker import initialise, log_tail
+
+GIB = 1 << 30
+
+
+class WorkerDied(Exception):
+    """The process ended during the call; the text says how."""
+
+
+class WorkerTimeout(Exception):
+    """The call took longer than its timeout; the process was stopped."""
+
+
+class KernelPool:
+    """A single worker process, replaced when it dies. Not shared between kernels."""
+
+    def __init__(self, *, memory: int, threads: int) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="moecheck-")
+        self._log = Path(self._folder.name) / "output.txt"
+        self._memory = memory
+        self._pool = ProcessPool(
+            max_workers=1,
+            context=start_context(),
+            initializer=initialise,
+            initargs=(str(self._log), memory, threads),
+        )
+
+    def submit(self, function: Callable[..., Any], *args: Any, timeout: float, **kwargs: Any) -> Any:
+        """Start a call; hand the result to `wait`. The timeout in seconds counts from when the worker takes it up."""
+        return self._pool.schedule(function, args=args, kwargs=kwargs, timeout=timeout)
+
+    def wait(self, future: Any) -> Any:
+        """The call's result. Raises WorkerDied or WorkerTimeout."""
+        try:
+            return future.result()
+        except FutureTimeout as error:
+            raise WorkerTimeout from error
+        except ProcessExpired as error:
+            raise WorkerDied(self._how(error.exitcode)) from error
+
+    def close(self) -> None:
+        self._pool.stop()
+        self._pool.join()
+        self._folder.cleanup()
+
+    def __enter__(self) -> KernelPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _how(self, code: int | None) -> str:
+        code = code or 0
+        tail = log_tail(self._log)
+        how = f"exit code {code}"
+        if code < 0:
+            how = (
+                f"signal {-code} ({signal.Signals(-code).name})" if -code in set(signal.Signals) else f"signal {-code}"
+            )
+        return f"Its process ended with {how}" + (f"; it printed: {tail}" if tail else "") + "."
+
+
+def default_memory(jobs: int) -> int:
+    """Bytes that one kernel's process may allocate: half of the machine's memory shared by the jobs, 16 GiB at most."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(2 * GIB, min(16 * GIB, total // 2 // max(jobs, 1)))
+
+
+@cache
+def start_context() -> BaseContext:
+    """A fork server that has already imported what most workers need: a fresh worker starts in milliseconds.
+
+    The server only imports, see `moecheck.runner.preload`, so it holds no threads and no device when it forks.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["moecheck.runner.preload"])
+    return context
+
+
+def preload_third_party() -> None:
+    """Have the fork server import large third-party packages too; only before its first worker starts."""
+    os.environ[PRELOAD_VARIABLE] = "1"

@@ -1,0 +1,248 @@
+"""Runs planned kernels side by side and turns what they do into findings."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from moecheck.cases import Case
+from moecheck.checks.finding import FAILURES, Finding, Judgement, Verdict, worst
+from moecheck.checks.judge import Judged, Limits, judge
+from moecheck.oracle import Oracle
+from moecheck.report.picture import ErrorPicture, picture_of
+from moecheck.runner.plan import Plan, lacking
+from moecheck.runner.pool import KernelPool, WorkerDied, WorkerTimeout
+from moecheck.runner.shrink import shrink
+from moecheck.runner.worker import Outcome, run_case
+
+IN_FLIGHT = 2  # the next case runs while this one is judged
+MOST_DEATHS = 3  # after so many lost processes the rest of the kernel's cases are not tried
+SHRINK_SECONDS = 6.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to run. timeout: seconds for one call. memory: bytes for one process. threads: of one process.
+
+    shrink: look for smaller cases that fail. draw_all: make a picture also where nothing failed.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    timeout: float = 20.0
+    memory: int = 8 << 30
+    jobs: int = 2
+    threads: int = 1
+    shrink: bool = True
+    draw_all: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class KernelRun:
+    """What is kept of one kernel's run. failing: the smallest case found that fails. seconds: wall time."""
+
+    plan: Plan
+    seconds: float = 0.0
+    failing: Case | None = None
+    picture: ErrorPicture | None = None
+
+
+class Sink(Protocol):
+    """Receives the findings of each kernel x case as soon as they are known; called from several threads."""
+
+    def __call__(self, plan: Plan, findings: list[Finding]) -> None: ...
+
+
+def run_all(plans: list[Plan], settings: Settings, sink: Sink, *, done: set[tuple[str, str]]) -> list[KernelRun]:
+    """Run every plan, `settings.jobs` at a time. done: (kernel, case id) pairs that need not run again."""
+    oracle = Oracle()
+    # Interpreted kernels take longest; started first they do not leave a core idle at the end.
+    order = sorted(plans, key=lambda plan: not plan.interpreted)
+    with ThreadPoolExecutor(max_workers=settings.jobs) as threads:
+        return list(threads.map(lambda plan: run_kernel(plan, settings, sink, oracle=oracle, done=done), order))
+
+
+def run_kernel(plan: Plan, settings: Settings, sink: Sink, *, oracle: Oracle, done: set[tuple[str, str]]) -> KernelRun:
+    """Run one kernel on its cases in a process of its own."""
+    start = time.monotonic()
+    run = KernelRun(plan=plan)
+    name = plan.declaration.name
+    wanted = [case for case in plan.cases if (name, case.id) not in done]
+    runnable = []
+    for case in wanted:
+        reason = lacking(plan.declaration, case)
+        if reason is None:
+            runnable.append(case)
+        else:
+            sink(plan, [_closing(plan, case, [], Verdict.SKIP, reason)])
+    if runnable:
+        with KernelPool(memory=settings.memory, threads=settings.threads) as pool:
+            _KernelLoop(run=run, settings=settings, sink=sink, oracle=oracle, pool=pool).go(runnable)
+    run.seconds = time.monotonic() - start
+    return run
+
+
+@dataclass(slots=True, kw_only=True)
+class _KernelLoop:
+    """The state of one kernel's run: its process and the worst that it did."""
+
+    run: KernelRun
+    settings: Settings
+    sink: Sink
+    oracle: Oracle
+    pool: KernelPool
+    deaths: int = 0
+    worst: tuple[tuple[bool, float], Case, Judged] | None = None
+    failed: list[tuple[Case, Verdict]] = field(default_factory=list)
+
+    def go(self, cases: list[Case]) -> None:
+        waiting = deque(cases)
+        flying: deque[tuple[Case, object]] = deque()
+        stopped = None
+        while waiting or flying:
+            while waiting and len(flying) < IN_FLIGHT and stopped is None:
+                case = waiting.popleft()
+                flying.append((case, self._submit(case)))
+            if flying:
+                case, future = flying.popleft()
+                verdict = self._finish(case, self._outcome(future))
+                if verdict is Verdict.TIMEOUT:
+                    stopped = f"not run: the kernel timed out on {case.id}"
+                elif self.deaths >= MOST_DEATHS:
+                    stopped = f"not run: the kernel lost its process {self.deaths} times"
+            elif stopped is not None:
+                case = waiting.popleft()
+                self.sink(self.run.plan, [_closing(self.run.plan, case, [], Verdict.SKIP, stopped)])
+        if self.settings.shrink:
+            self._shrink()
+        elif self.failed:
+            self.run.failing = self.failed[0][0]
+        if self.worst is not None and (self.failed or self.settings.draw_all):
+            _, case, judged = self.worst
+            self.run.picture = draw(self.run.plan.declaration.name, case, judged)
+
+    def _submit(self, case: Case) -> object:
+        declared = self.run.plan.declaration.deterministic is True and bool(case.name)
+        return self.pool.submit(run_case, self.run.plan.target, case, twice=declared, timeout=self.settings.timeout)
+
+    def _outcome(self, future: object) -> Outcome:
+        try:
+            outcome = self.pool.wait(future)
+            assert isinstance(outcome, Outcome)
+            return outcome
+        except WorkerTimeout:
+            return Outcome(problem=(Verdict.TIMEOUT, f"No result after {self.settings.timeout:g} s; it was stopped."))
+        except WorkerDied as error:
+            self.deaths += 1
+            return Outcome(problem=(Verdict.CRASH, str(error)))
+
+    def _finish(self, case: Case, outcome: Outcome) -> Verdict:
+        judged = self._judge(case, outcome)
+        verdict = _verdict(judged)
+        findings = _findings(self.run.plan, case, judged, verdict, outcome.seconds)
+        self.sink(self.run.plan, findings)
+        if verdict in FAILURES:
+            self.failed.append((case, verdict))
+        self._remember(case, judged, verdict)
+        return verdict
+
+    def _judge(self, case: Case, outcome: Outcome) -> Judged:
+        if outcome.problem is not None:
+            verdict, message = outcome.problem
+            return Judged(judgements=(Judgement(check="run", verdict=verdict, message=message),))
+        declaration = self.run.plan.declaration
+        judged = judge(case, outcome.outputs, self.oracle, self.settings.limits, declaration.numerics)
+        more = []
+        if outcome.modified:
+            names = ", ".join(outcome.modified)
+            message = f"It changed its input {names}."
+            more.append(Judgement(check="unmodified", verdict=Verdict.PROVEN_WRONG, message=message))
+        if outcome.repeat_differs is not None:
+            message = (
+                f"It declares deterministic=True, and a second call on equal inputs changed {outcome.repeat_differs}."
+            )
+            more.append(Judgement(check="determinism", verdict=Verdict.PROVEN_WRONG, message=message))
+        return Judged(judgements=(*judged.judgements, *more), out=judged.out, values=judged.values)
+
+    def _remember(self, case: Case, judged: Judged, verdict: Verdict) -> None:
+        """Keep the run with the largest z, a failing one before any that passes."""
+        if judged.out is None or judged.values is None or not judged.out.size:
+            return
+        z = max((j.numbers.get("max_z", 0.0) for j in judged.judgements), default=0.0)
+        rank = (verdict in FAILURES, z)
+        if self.worst is None or rank > self.worst[0]:
+            self.worst = (rank, case, judged)
+
+    def _shrink(self) -> None:
+        """The smallest case that fails in the same way; hangs and lost processes are not tried again."""
+        shrinkable = [case for case, verdict in self.failed if verdict in (Verdict.FAIL, Verdict.PROVEN_WRONG)]
+        if not shrinkable:
+            if self.failed:
+                self.run.failing = self.failed[0][0]
+            return
+
+        def fails(case: Case) -> bool:
+            if lacking(self.run.plan.declaration, case) is not None:
+                return False
+            verdict = _verdict(self._judge(case, self._outcome(self._submit(case))))
+            return verdict in (Verdict.FAIL, Verdict.PROVEN_WRONG)
+
+        self.run.failing = shrink(shrinkable[0], fails, seconds=SHRINK_SECONDS)
+
+
+def draw(kernel: str, case: Case, judged: Judged) -> ErrorPicture:
+    """The picture of one run's error against what rounding allows."""
+    from moecheck.bounds import z_limit
+
+    assert judged.out is not None
+    assert judged.values is not None
+    allowed = z_limit(judged.out.size) * judged.values.sigma
+    return picture_of(judged.out, judged.values.true, allowed, kernel=kernel, case=case.id)
+
+
+def _verdict(judged: Judged) -> Verdict:
+    verdicts = [judgement.verdict for judgement in judged.judgements]
+    failing = [verdict for verdict in verdicts if verdict in FAILURES]
+    if failing:
+        return worst(failing)
+    # A vacuous or undecided run is no pass, whatever its other checks say.
+    for verdict in (Verdict.SKIP, Verdict.VACUOUS, Verdict.INCONCLUSIVE):
+        if verdict in verdicts:
+            return verdict
+    return Verdict.PASS if verdicts else Verdict.INCONCLUSIVE
+
+
+def _findings(plan: Plan, case: Case, judged: Judged, verdict: Verdict, seconds: float) -> list[Finding]:
+    name = plan.declaration.name
+    lines = [
+        Finding(
+            kernel=name,
+            case=case.id,
+            check=j.check,
+            verdict=j.verdict,
+            message=j.message,
+            numbers=j.numbers,
+            where=j.where,
+        )
+        for j in judged.judgements
+    ]
+    reasons = [line.message for line in lines if line.verdict is verdict and line.message]
+    message = "" if verdict is Verdict.PASS else (reasons[0] if reasons else "")
+    return [*lines, _closing(plan, case, lines, verdict, message, seconds=seconds)]
+
+
+def _closing(
+    plan: Plan, case: Case, lines: list[Finding], verdict: Verdict, message: str, *, seconds: float = 0.0
+) -> Finding:
+    where = next((line.where for line in lines if line.verdict is verdict and line.where), {})
+    return Finding(
+        kernel=plan.declaration.name,
+        case=case.id,
+        check="case",
+        verdict=verdict,
+        message=message,
+        where=where,
+        seconds=seconds,
+    )

@@ -1,0 +1,214 @@
+"""What happens inside a kernel's own process: import it, build a case's inputs, call it, look at what it did."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moecheck.cases import Case
+from moecheck.checks.finding import Verdict
+from moecheck.checks.judge import poison_sizes
+from moecheck.errors import MoecheckError, Unsupported, UsageError
+from moecheck.formats import FORMATS, AnyArray
+from moecheck.kernel import Declaration
+from moecheck.oracle import spec_part
+from moecheck.runner.arrays import JAX_BACKENDS, device_of, synchronize, to_native, to_numpy
+from moecheck.runner.missing import missing_package
+from moecheck.runner.poison import fill, poisoned_allocations
+from moecheck.runner.target import Target, import_place, load, place_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one call did. problem: None, or the verdict and sentence of what went wrong instead of an output.
+
+    outputs: NumPy arrays. modified: names of inputs that the call changed. repeat_differs: name of an output whose
+    bits a second call changed, when a second call was asked for. seconds: of the first call.
+    """
+
+    outputs: tuple[AnyArray, ...] = ()
+    seconds: float = 0.0
+    problem: tuple[Verdict, str] | None = None
+    modified: tuple[str, ...] = ()
+    repeat_differs: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What a process found at a target: declarations with their devices, or why there are none."""
+
+    declarations: tuple[Declaration, ...] = ()
+    devices: dict[str, str] = field(default_factory=dict)
+    skip: str | None = None
+    error: str | None = None
+    usage: str | None = None
+
+
+def initialise(log: str, memory: int, threads: int) -> None:
+    """Set up the process: its output goes into a log file, and it may allocate `memory` bytes and use `threads`."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    faulthandler.enable(file=sys.stderr)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    # The data segment, not the address space: CUDA reserves far more addresses than it uses.
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+
+
+def inspect_target(target: Target) -> Loaded:
+    """The declaration of one kernel, or the sentence that says why it cannot be had."""
+    try:
+        _, declaration = _loaded(target)
+        return Loaded(declarations=(declaration,), devices={declaration.name: device_of(declaration.backend)})
+    except ModuleNotFoundError as error:
+        return _import_failed(error, target.place, user=True)
+    except UsageError as error:
+        return Loaded(usage=str(error))
+    except BaseException as error:
+        return Loaded(usage=f"Importing {target.place} fails: {_sentence(error, target.place)}")
+
+
+def inspect_module(place: str) -> Loaded:
+    """The declarations of all kernels that a module of moecheck.kernels defines."""
+    try:
+        module = import_place(place)
+        found = [
+            value.__moecheck__
+            for value in vars(module).values()
+            if hasattr(value, "__moecheck__") and getattr(value, "__module__", None) == place
+        ]
+        devices = {declaration.name: device_of(declaration.backend) for declaration in found}
+    except Unsupported as error:
+        return Loaded(skip=str(error))
+    except ModuleNotFoundError as error:
+        return _import_failed(error, place, user=False)
+    except Exception as error:
+        return Loaded(error=f"importing {place} fails: {_sentence(error, place)}")
+    return Loaded(declarations=tuple(found), devices=devices)
+
+
+def run_case(target: Target, case: Case, *, twice: bool = False) -> Outcome:
+    """Call the kernel on a case's inputs."""
+    try:
+        function, declaration = _loaded(target)
+    except BaseException as error:
+        return Outcome(problem=(Verdict.ERROR, f"Importing it fails: {_sentence(error, target.place)}"))
+    inputs = case.inputs()
+    try:
+        first = _call(function, declaration, case, inputs)
+        if twice and first.problem is None:
+            second = _call(function, declaration, case, case.inputs())
+            return _compared(first, second)
+        return first
+    except Unsupported as error:
+        return Outcome(problem=(Verdict.SKIP, str(error)))
+    except MemoryError as error:
+        return Outcome(problem=(Verdict.CRASH, f"Ran out of memory: {_sentence(error, target.place)}"))
+    except BaseException as error:
+        return Outcome(problem=(Verdict.CRASH, _sentence(error, target.place)))
+
+
+def _call(function: Callable[..., Any], declaration: Declaration, case: Case, inputs: dict[str, Any]) -> Outcome:
+    backend = declaration.backend
+    kept = {name: value.copy() for name, value in inputs.items() if isinstance(value, np.ndarray)}
+    arguments = {
+        name: to_native(value, backend) if isinstance(value, np.ndarray) else value
+        for name, value in inputs.items()
+        if name in declaration.arguments
+    }
+    native = {name: arguments[name] for name in kept if name in arguments}
+    if "spec" in declaration.arguments:
+        arguments["spec"] = spec_part(case.op, case.spec)
+    out = _poisoned_output(case, inputs, backend) if "out" in declaration.arguments else None
+    if out is not None:
+        arguments["out"] = out
+    start = time.perf_counter()
+    with poisoned_allocations():
+        result = function(**arguments)
+    result = _ready(result, backend)
+    seconds = time.perf_counter() - start
+    if result is None:
+        result = out
+    results = result if isinstance(result, tuple | list) else (result,)
+    outputs = []
+    for value in results:
+        try:
+            outputs.append(np.zeros(0) if value is None and len(results) > 1 else to_numpy(value))
+        except TypeError as error:
+            return Outcome(problem=(Verdict.PROVEN_WRONG, f"It returned no array: {error}."), seconds=seconds)
+    modified = tuple(name for name, value in native.items() if to_numpy(value).tobytes() != kept[name].tobytes())
+    return Outcome(outputs=tuple(outputs), seconds=seconds, modified=modified)
+
+
+def _compared(first: Outcome, second: Outcome) -> Outcome:
+    differing = [
+        f"output {i}"
+        for i, (a, b) in enumerate(zip(first.outputs, second.outputs, strict=False))
+        if a.tobytes() != b.tobytes()
+    ]
+    return Outcome(
+        outputs=first.outputs,
+        seconds=first.seconds,
+        problem=second.problem,
+        modified=first.modified or second.modified,
+        repeat_differs=differing[0] if differing else None,
+    )
+
+
+def _ready(result: Any, backend: str) -> Any:
+    """The result with all of its work done, so that a fault of the device is raised here."""
+    if backend in JAX_BACKENDS:
+        import jax
+
+        return jax.block_until_ready(result)
+    synchronize(backend)
+    return result
+
+
+def _poisoned_output(case: Case, inputs: dict[str, Any], backend: str) -> Any:
+    shape = poison_sizes(case, inputs)
+    if shape is None or backend in JAX_BACKENDS:
+        raise Unsupported(f"{case.op} passes no `out` to {backend} kernels")
+    return to_native(fill(np.empty(shape, FORMATS[case.dtype].storage)), backend)
+
+
+@lru_cache(maxsize=8)
+def _loaded(target: Target) -> tuple[Callable[..., Any], Declaration]:
+    return load(target)
+
+
+def _import_failed(error: ModuleNotFoundError, place: str, *, user: bool) -> Loaded:
+    """A package that is not installed is a reason to skip a built-in kernel; anything else is an error."""
+    reason = missing_package(error)
+    if reason is None:
+        return Loaded(error=f"importing {place} fails: {_sentence(error, place)}")
+    return Loaded(usage=f"Importing {place} fails: it {reason}") if user else Loaded(skip=reason)
+
+
+def _sentence(error: BaseException, file: str) -> str:
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, MoecheckError):
+        return text
+    name = type(error).__name__
+    return f"{name} at {place_of(error, file if file.endswith('.py') else None)}" + (f": {text}" if text else "")
+
+
+def log_tail(path: Path, lines: int = 3) -> str:
+    """The last lines that a process printed, in one line."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return " / ".join(line.strip() for line in text.strip().splitlines()[-lines:])[:300]
