@@ -39,7 +39,7 @@ def check_permute(call: Call, *, tokens: int, experts: int, mapped: bool, dtype:
     assert scale is None
     assert permuted.shape == expected[0].shape
     assert permuted.dtype == arrays["hidden_states"].dtype
-    assert np.array_equal(to_float64(permuted)[:used], expected[0][:used])
+    assert np.array_equal(to_float64(permuted[:used]), expected[0][:used])
     assert np.array_equal(starts, expected[2])
     assert np.array_equal(inverse, expected[3])
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 
@@ -12,23 +9,10 @@ from moecheck import ExpertSpec, Unsupported
 from moecheck.kernels.torch import activation, grouped_mm, permute, plan
 from moecheck.spec import SWIGLUOAI
 from tests.kernels import plumbing
-from tests.kernels.experts_case import Kernel, declaration
-from tests.kernels.torch_bridge import to_numpy, to_torch
+from tests.kernels.experts_case import declaration
+from tests.kernels.torch_bridge import numpy_call
 
 DTYPES = ("fp32", "fp16", "bf16")
-
-
-def numpy_call(kernel: Kernel) -> plumbing.Call:
-    """The kernel as a function of NumPy arrays."""
-
-    def call(**arguments: Any) -> Any:
-        given = {n: to_torch(value) if isinstance(value, np.ndarray) else value for n, value in arguments.items()}
-        out = kernel(**given)
-        if isinstance(out, tuple):
-            return tuple(None if value is None else to_numpy(value) for value in out)
-        return to_numpy(out)
-
-    return call
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import torch
@@ -26,3 +29,16 @@ def to_numpy(values: torch.Tensor) -> AnyArray:
 def on_torch(inputs: dict[str, AnyArray]) -> dict[str, torch.Tensor]:
     """All arrays of a case as torch tensors."""
     return {name: to_torch(values) for name, values in inputs.items()}
+
+
+def numpy_call(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel as a function of NumPy arrays."""
+
+    def call(**arguments: Any) -> Any:
+        given = {n: to_torch(value) if isinstance(value, np.ndarray) else value for n, value in arguments.items()}
+        out = kernel(**given)
+        if isinstance(out, tuple):
+            return tuple(None if value is None else to_numpy(value) for value in out)
+        return to_numpy(out)
+
+    return call

@@ -1,0 +1,63 @@
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call,misc"
+# (a Triton function is written in Triton's own language: its arguments are pointers and its types are tiles)
+"""Device code: row-wise kernels around the GEMMs."""
+
+import triton
+import triton.language as tl
+
+from ._jit_gemm import gated
+
+
+@triton.jit
+def gather_rows_kernel(
+    x, rows, out, num_rows, width, stride_x, stride_out, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr
+):
+    """out[i] = x[rows[i]]."""
+    i = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    column = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    mask = (i < num_rows)[:, None] & (column < width)[None, :]
+    source = tl.load(rows + i, mask=i < num_rows, other=0).to(tl.int64)
+    values = tl.load(x + source[:, None] * stride_x + column[None, :], mask=mask)
+    tl.store(out + i.to(tl.int64)[:, None] * stride_out + column[None, :], values, mask=mask)
+
+
+@triton.jit
+def sum_rows_kernel(
+    rows, index, weights, out, num_tokens, width, stride_rows, stride_out,
+    TOP_K: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """out[t] = sum over slots of rows[index[t, slot]], weighted if WEIGHTED, in fp32; a negative index adds nothing."""
+    token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    column = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    inside, known = (column < width)[None, :], token < num_tokens
+    total = tl.zeros((BLOCK_T, BLOCK_W), dtype=tl.float32)
+    for slot in range(TOP_K):
+        row = tl.load(index + token * TOP_K + slot, mask=known, other=-1).to(tl.int64)
+        mask = (row >= 0)[:, None] & inside
+        values = tl.load(rows + row[:, None] * stride_rows + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        if WEIGHTED:
+            values *= tl.load(weights + token * TOP_K + slot, mask=known, other=0.0)[:, None]
+        total += tl.where(mask, values, 0.0)
+    place = out + token.to(tl.int64)[:, None] * stride_out + column[None, :]
+    tl.store(place, total.to(out.dtype.element_ty), mask=known[:, None] & inside)
+
+
+@triton.jit
+def act_and_mul_kernel(
+    x, h, num_rows, inter, stride_x, stride_h,
+    INTERLEAVED: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,
+    ACTIVATION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """h[i] = act(gate) * (up + beta) in fp32, stored once."""
+    i = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    column = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    mask = (i < num_rows)[:, None] & (column < inter)[None, :]
+    if INTERLEAVED:
+        gate_column, up_column = 2 * column, 2 * column + 1
+    else:
+        gate_column, up_column = column, column + inter
+    row = x + i.to(tl.int64)[:, None] * stride_x
+    gate = tl.load(row + gate_column[None, :], mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(row + up_column[None, :], mask=mask, other=0.0).to(tl.float32)
+    out = gated(gate, up, LIMIT, ALPHA, BETA, ACTIVATION)
+    tl.store(h + i.to(tl.int64)[:, None] * stride_h + column[None, :], out.to(h.dtype.element_ty), mask=mask)
