@@ -97,8 +97,8 @@ _TABLE = (
         "moe_layer",
         "a whole layer: routing, experts and shared experts",
         "hidden_states: input T H, router_logits: float32 T E, correction_bias: float32 E, "
-        "per_expert_scale: float32 E, w13: input E U H, w2: input E H I, shared_w13: input V H, shared_w2: input H S, shared_gate: input H, "
-        "w13_bias: input E U, w2_bias: input E H",
+        "per_expert_scale: float32 E, w13: input E U H, w2: input E H I, shared_w13: input V H, "
+        "shared_w2: input H S, shared_gate: input H, w13_bias: input E U, w2_bias: input E H",
         "out: input T H",
     ),
 )

@@ -20,6 +20,7 @@ from .ops import OPS
 from .spec import ExpertSpec, MoESpec, RoutingSpec
 
 REFERENCES = "moecheck.references"
+KEPT_INPUTS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,27 +82,28 @@ def call_reference(function: Callable[..., Any], case: Case, inputs: dict[str, A
 class Oracle:
     """References of many cases; safe to share between threads, each result computed once.
 
-    Inputs are rebuilt when they are needed again and not among the last few cases.
+    load: where inputs come from, `Case.inputs` unless a run shares them between processes.
     """
 
-    def __init__(self, *, keep_inputs: int = 4) -> None:
+    def __init__(self, load: Callable[[Case], dict[str, Any]] = Case.inputs) -> None:
         self._lock = threading.Lock()
         self._locks: dict[object, threading.Lock] = {}
         self._results: dict[object, Any] = {}
         self._inputs: dict[str, dict[str, Any]] = {}
-        self._keep_inputs = keep_inputs
+        self._load = load
 
     def inputs(self, case: Case) -> dict[str, Any]:
-        """The case's inputs; do not modify them."""
+        """The case's inputs; do not modify them. Those of the last few cases are kept."""
         with self._lock_of(("inputs", case.key)):
-            if case.key not in self._inputs:
-                built = case.inputs()
-                with self._lock:
-                    while len(self._inputs) >= self._keep_inputs:
-                        del self._inputs[next(iter(self._inputs))]
-                    self._inputs[case.key] = built
-                return built
-            return self._inputs[case.key]
+            with self._lock:
+                if case.key in self._inputs:
+                    return self._inputs[case.key]
+            loaded = self._load(case)
+            with self._lock:
+                while len(self._inputs) >= KEPT_INPUTS:
+                    del self._inputs[next(iter(self._inputs))]
+                self._inputs[case.key] = loaded
+            return loaded
 
     def values(self, case: Case, numerics: Numerics | None, **more: object) -> Values:
         """True value, sigma and rounded value under a declared contract, or under the floor contract for None.

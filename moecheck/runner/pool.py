@@ -31,9 +31,12 @@ class WorkerTimeout(Exception):
 
 
 class KernelPool:
-    """A single worker process, replaced when it dies. Not shared between kernels."""
+    """A single worker process, replaced when it dies. Not shared between kernels.
 
-    def __init__(self, *, memory: int, threads: int) -> None:
+    memory: bytes that it may allocate. store: folder of inputs that the processes of a run share.
+    """
+
+    def __init__(self, *, memory: int, threads: int, store: str | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="moecheck-")
         self._log = Path(self._folder.name) / "output.txt"
         self._memory = memory
@@ -41,7 +44,7 @@ class KernelPool:
             max_workers=1,
             context=start_context(),
             initializer=initialise,
-            initargs=(str(self._log), memory, threads),
+            initargs=(str(self._log), memory, threads, store),
         )
 
     def submit(self, function: Callable[..., Any], *args: Any, timeout: float, **kwargs: Any) -> Any:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from threadpoolctl import threadpool_limits
+
 from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES, Finding, Judgement, Verdict, worst
 from moecheck.checks.judge import Judged, Limits, judge
 from moecheck.oracle import Oracle
 from moecheck.report.picture import ErrorPicture, picture_of
+from moecheck.runner.input_store import shared_inputs
 from moecheck.runner.plan import Plan, lacking
 from moecheck.runner.pool import KernelPool, WorkerDied, WorkerTimeout
 from moecheck.runner.shrink import shrink
@@ -21,6 +25,7 @@ from moecheck.runner.worker import Outcome, run_case
 IN_FLIGHT = 2  # the next case runs while this one is judged
 MOST_DEATHS = 3  # after so many lost processes the rest of the kernel's cases are not tried
 SHRINK_SECONDS = 6.0
+COMPILED = ("jax", "pallas_tpu", "triton")  # backends that compile for each new shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +62,26 @@ class Sink(Protocol):
 
 def run_all(plans: list[Plan], settings: Settings, sink: Sink, *, done: set[tuple[str, str]]) -> list[KernelRun]:
     """Run every plan, `settings.jobs` at a time. done: (kernel, case id) pairs that need not run again."""
-    oracle = Oracle()
-    # Interpreted kernels take longest; started first they do not leave a core idle at the end.
-    order = sorted(plans, key=lambda plan: not plan.interpreted)
-    with ThreadPoolExecutor(max_workers=settings.jobs) as threads:
-        return list(threads.map(lambda plan: run_kernel(plan, settings, sink, oracle=oracle, done=done), order))
+    # Interpreted and compiled kernels take longest; started first they do not leave a core idle at the end.
+    order = sorted(plans, key=lambda plan: (not plan.interpreted, plan.declaration.backend not in COMPILED))
+    with tempfile.TemporaryDirectory(prefix="moecheck-inputs-") as store:
+        oracle = Oracle(load=lambda case: shared_inputs(case, store))
+        # The jobs share the cores: a matrix product of theirs that starts threads of its own only waits for them.
+        with threadpool_limits(settings.threads, "blas"), ThreadPoolExecutor(max_workers=settings.jobs) as threads:
+            return list(
+                threads.map(lambda plan: run_kernel(plan, settings, sink, oracle=oracle, done=done, store=store), order)
+            )
 
 
-def run_kernel(plan: Plan, settings: Settings, sink: Sink, *, oracle: Oracle, done: set[tuple[str, str]]) -> KernelRun:
+def run_kernel(
+    plan: Plan,
+    settings: Settings,
+    sink: Sink,
+    *,
+    oracle: Oracle,
+    done: set[tuple[str, str]],
+    store: str | None = None,
+) -> KernelRun:
     """Run one kernel on its cases in a process of its own."""
     start = time.monotonic()
     run = KernelRun(plan=plan)
@@ -78,7 +95,7 @@ def run_kernel(plan: Plan, settings: Settings, sink: Sink, *, oracle: Oracle, do
         else:
             sink(plan, [_closing(plan, case, [], Verdict.SKIP, reason)])
     if runnable:
-        with KernelPool(memory=settings.memory, threads=settings.threads) as pool:
+        with KernelPool(memory=settings.memory, threads=settings.threads, store=store) as pool:
             _KernelLoop(run=run, settings=settings, sink=sink, oracle=oracle, pool=pool).go(runnable)
     run.seconds = time.monotonic() - start
     return run

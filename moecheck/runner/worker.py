@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from moecheck.cases import Case
 from moecheck.checks.finding import Verdict
@@ -23,9 +24,12 @@ from moecheck.formats import FORMATS, AnyArray
 from moecheck.kernel import Declaration
 from moecheck.oracle import spec_part
 from moecheck.runner.arrays import JAX_BACKENDS, device_of, synchronize, to_native, to_numpy
+from moecheck.runner.input_store import shared_inputs
 from moecheck.runner.missing import missing_package
 from moecheck.runner.poison import fill, poisoned_allocations
 from moecheck.runner.target import Target, import_place, load, place_of
+
+_store: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +58,16 @@ class Loaded:
     usage: str | None = None
 
 
-def initialise(log: str, memory: int, threads: int) -> None:
+def initialise(log: str, memory: int, threads: int, store: str | None) -> None:
     """Set up the process: its output goes into a log file, and it may allocate `memory` bytes and use `threads`."""
+    global _store  # set once, before the process takes its first call
+    _store = store
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     faulthandler.enable(file=sys.stderr)
+    threadpool_limits(threads, "blas")
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
     # The data segment, not the address space: CUDA reserves far more addresses than it uses.
@@ -105,11 +112,11 @@ def run_case(target: Target, case: Case, *, twice: bool = False) -> Outcome:
         function, declaration = _loaded(target)
     except BaseException as error:
         return Outcome(problem=(Verdict.ERROR, f"Importing it fails: {_sentence(error, target.place)}"))
-    inputs = case.inputs()
+    inputs = shared_inputs(case, _store)
     try:
         first = _call(function, declaration, case, inputs)
         if twice and first.problem is None:
-            second = _call(function, declaration, case, case.inputs())
+            second = _call(function, declaration, case, shared_inputs(case, _store))
             return _compared(first, second)
         return first
     except Unsupported as error:
