@@ -29,18 +29,25 @@ LAYER_OPS = ("topk_routing", "fused_experts", "moe_layer")
 
 
 def cases_for(
-    op: str, *, profile: str, seed: int, small: bool = False, model: str | None = None, examples: int | None = None
+    op: str,
+    *,
+    profile: str,
+    seed: int,
+    small: bool = False,
+    model: str | None = None,
+    examples: int | None = None,
+    specs: tuple[MoESpec, ...] = (),
 ) -> list[Case]:
-    """The cases of one op: curated ones, models' layers and drawn ones. small: for kernels under an interpreter.
+    """The cases of one op: curated ones, models' layers and drawn ones.
 
-    model: only this model's layer. examples: number of drawn cases, the profile's when None. Raises UsageError for an
-    unknown profile or model.
+    small: for kernels under an interpreter. model: only this model's layer. examples: number of drawn cases, the
+    profile's when None. specs: the only semantics wanted. Raises UsageError for an unknown profile or model.
     """
     check_known("profile", profile, PROFILES)
     if model is not None:
         check_known("model", model, MODELS)
-        drawn = [model_case(model, op, num_tokens=T, dtype=d, seed=seed) for d in DTYPES for T in (64, 1)]
-        return [_small(case) for case in drawn] if small else drawn
+        cases = [model_case(model, op, num_tokens=T, dtype=d, seed=seed) for d in DTYPES for T in (64, 1)]
+        return [_small(case) for case in cases] if small else cases
     cases = _curated(op, seed)
     if op in LAYER_OPS and profile != "quick":
         names = tuple(MODELS) if profile == "nightly" else DEFAULT_MODELS
@@ -48,11 +55,37 @@ def cases_for(
             model_case(name, op, num_tokens=64, dtype=DTYPES[i % len(DTYPES)], seed=seed)
             for i, name in enumerate(names)
         ]
+    if specs:
+        cases = [changed for spec in specs for case in cases if (changed := _under(case, spec)) is not None]
     if small:
         cases = [_small(case) for case in cases]
     count = DRAWN[profile] if examples is None else examples
-    cases += draw_cases(moe_cases(op, small=small), count // 2 if small else count, seed)
+    drawn = draw_cases(moe_cases(op, small=small), count // 2 if small else count, seed)
+    if specs:
+        drawn = [case for i, d in enumerate(drawn) if (case := _under(d, specs[i % len(specs)], own=False)) is not None]
+    cases += drawn
     return list({case.digest: case for case in reversed(cases)}.values())[::-1]
+
+
+def _under(case: Case, spec: MoESpec, *, own: bool = True) -> Case | None:
+    """The case with other semantics, and as many experts as these need; None where it exists for its own spec.
+
+    own: a case whose spec is not the plain one exists for that spec, and is kept only if it is the wanted one.
+    """
+    if own and case.spec not in (_TOP2, spec):
+        return None
+    routing = spec.routing
+    groups = routing.num_expert_groups
+    experts = max(case.num_experts, groups * max(2, -(-routing.top_k // routing.topk_groups)))
+    experts += -experts % groups
+    shared = case.shared_intermediate_size or case.intermediate_size
+    return replace(
+        case,
+        spec=spec,
+        num_experts=experts,
+        shared_intermediate_size=shared if spec.shared_experts != "none" else 0,
+        stratum="random" if case.stratum == "integer" else case.stratum,
+    )
 
 
 def _small(case: Case) -> Case:

@@ -11,6 +11,7 @@ from .errors import UsageError, check_known
 from .formats import FORMATS
 from .numerics import Numerics
 from .ops import OPS
+from .spec import MoESpec
 
 Backend = Literal["numpy", "torch", "triton", "cuda", "jax", "pallas_tpu"]
 BACKENDS = ("numpy", "torch", "triton", "cuda", "jax", "pallas_tpu")
@@ -24,7 +25,8 @@ class Declaration:
 
     name: identity in reports. op, backend: names of moecheck.ops and BACKENDS. dtypes: format names that it accepts.
     numerics: its declared rounding points, None when undeclared. deterministic, batch_invariant: declared capabilities,
-    None when undeclared. tie: the declared rule for equal routing scores. arguments: what its signature names,
+    None when undeclared. tie: the declared rule for equal routing scores. specs: the only semantics that it
+    implements, () when it reads them from its `spec` argument. arguments: what its signature names,
     required: those of them without a default.
     origin: file:line of the function. spec_string: how a child process finds it again.
     """
@@ -37,6 +39,7 @@ class Declaration:
     deterministic: bool | None
     batch_invariant: bool | None
     tie: TieRule | None
+    specs: tuple[MoESpec, ...]
     arguments: tuple[str, ...]
     required: tuple[str, ...]
     origin: str
@@ -53,6 +56,7 @@ def kernel(
     deterministic: bool | None = None,
     batch_invariant: bool | None = None,
     tie: TieRule | None = None,
+    specs: tuple[MoESpec, ...] = (),
 ) -> Callable[[F], F]:
     """Declare the decorated function as a kernel under test for `op`; the function itself is returned unchanged.
 
@@ -76,6 +80,7 @@ def kernel(
             deterministic=deterministic,
             batch_invariant=batch_invariant,
             tie=tie,
+            specs=specs,
         )
         function.__moecheck__ = declaration  # type: ignore[attr-defined]  # functions take attributes
         return function
@@ -94,6 +99,7 @@ def describe(
     deterministic: bool | None = None,
     batch_invariant: bool | None = None,
     tie: TieRule | None = None,
+    specs: tuple[MoESpec, ...] = (),
 ) -> Declaration:
     """The Declaration of a plain function; raises UsageError when its signature cannot serve `op`."""
     arguments, required = _argument_names(function, op)
@@ -108,6 +114,7 @@ def describe(
         deterministic=deterministic,
         batch_invariant=batch_invariant,
         tie=tie,
+        specs=specs,
         arguments=arguments,
         required=required,
         origin=f"{code.co_filename}:{code.co_firstlineno}",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import moecheck
+from moecheck.models import MODELS
 
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2"}
 
@@ -110,3 +111,8 @@ def _irrelevant(field: str, spec: moecheck.ExpertSpec) -> bool:
 def sentinel_ids(topk_ids: torch.Tensor, num_experts: int) -> torch.Tensor:
     """topk_ids [T, top_k] as int64, with the library's mark of an absent expert, num_experts, for -1."""
     return topk_ids.long().masked_fill(topk_ids < 0, num_experts)
+
+
+def routing_of(*models: str) -> tuple[moecheck.MoESpec, ...]:
+    """The routing of known models as specs for `@moecheck.kernel(specs=...)`."""
+    return tuple(moecheck.MoESpec(routing=MODELS[name].spec.routing) for name in models)

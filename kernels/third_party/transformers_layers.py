@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import moecheck
+from moecheck.models import MODELS
 from moecheck.numerics import INPUT
 
 from ._transformers import Config, activation_name, module, set_weight
@@ -73,7 +74,13 @@ def olmoe(
     return _run(block, hidden_states, weights.to(hidden_states.dtype), ids)
 
 
-@moecheck.kernel("moe_layer", backend="torch", name="transformers/qwen2_moe_block", numerics=LOW_WEIGHTS)
+@moecheck.kernel(
+    "moe_layer",
+    backend="torch",
+    name="transformers/qwen2_moe_block",
+    specs=(MODELS["qwen1.5-moe-a2.7b"].spec,),
+    numerics=LOW_WEIGHTS,
+)
 def qwen2_moe(
     *,
     hidden_states: torch.Tensor,
@@ -93,7 +100,13 @@ def qwen2_moe(
     return _run(block, hidden_states, weights.to(hidden_states.dtype), ids)
 
 
-@moecheck.kernel("moe_layer", backend="torch", name="transformers/deepseek_v3_block", numerics=EAGER)
+@moecheck.kernel(
+    "moe_layer",
+    backend="torch",
+    name="transformers/deepseek_v3_block",
+    specs=(MODELS["deepseek-v3"].spec,),
+    numerics=EAGER,
+)
 def deepseek_v3(
     *,
     hidden_states: torch.Tensor,
@@ -112,7 +125,13 @@ def deepseek_v3(
     return _run(block, hidden_states, weights, ids)
 
 
-@moecheck.kernel("moe_layer", backend="torch", name="transformers/deepseek_v2_block", numerics=EAGER)
+@moecheck.kernel(
+    "moe_layer",
+    backend="torch",
+    name="transformers/deepseek_v2_block",
+    specs=(MODELS["deepseek-v2"].spec,),
+    numerics=EAGER,
+)
 def deepseek_v2(
     *,
     hidden_states: torch.Tensor,
@@ -130,7 +149,9 @@ def deepseek_v2(
     return _run(block, hidden_states, weights, ids)
 
 
-@moecheck.kernel("moe_layer", backend="torch", name="transformers/glm4_moe_block", numerics=EAGER)
+@moecheck.kernel(
+    "moe_layer", backend="torch", name="transformers/glm4_moe_block", specs=(MODELS["glm-4.5"].spec,), numerics=EAGER
+)
 def glm4_moe(
     *,
     hidden_states: torch.Tensor,

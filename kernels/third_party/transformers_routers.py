@@ -11,7 +11,7 @@ from torch import nn
 import moecheck
 from moecheck.numerics import INPUT
 
-from ._transformers import Config, module, set_weight
+from ._transformers import Config, module, routing_of, set_weight
 
 Routed = tuple[torch.Tensor, torch.Tensor]
 FP32 = moecheck.Numerics(out="fp32")
@@ -159,55 +159,109 @@ def olmoe(*, router_logits: torch.Tensor, spec: moecheck.RoutingSpec) -> Routed:
     return route("olmoe", router_logits, spec)
 
 
-@moecheck.kernel("topk_routing", backend="torch", name="transformers/deepseek_v2_router", numerics=FP32)
+@moecheck.kernel(
+    "topk_routing",
+    backend="torch",
+    name="transformers/deepseek_v2_router",
+    specs=routing_of("deepseek-v2"),
+    numerics=FP32,
+)
 def deepseek_v2(*, router_logits: torch.Tensor, spec: moecheck.RoutingSpec) -> Routed:
     """Group-limited greedy: softmax, best expert of each group, other groups masked with 0."""
     return route("deepseek_v2", router_logits, spec)
 
 
-@moecheck.kernel("topk_routing", backend="torch", name="transformers/deepseek_v3_router", numerics=FP32)
+@moecheck.kernel(
+    "topk_routing",
+    backend="torch",
+    name="transformers/deepseek_v3_router",
+    specs=routing_of("deepseek-v3", "kimi-k2"),
+    numerics=FP32,
+)
 def deepseek_v3(*, router_logits: torch.Tensor, correction_bias: torch.Tensor, spec: moecheck.RoutingSpec) -> Routed:
     """Sigmoid scores, biased choice in the best groups by the sum of two."""
     return route("deepseek_v3", router_logits, spec, correction_bias)
 
 
-@moecheck.kernel("topk_routing", backend="torch", name="transformers/glm4_moe_router", numerics=FP32)
+@moecheck.kernel(
+    "topk_routing",
+    backend="torch",
+    name="transformers/glm4_moe_router",
+    specs=routing_of("glm-4.5", "ling-mini-2.0"),
+    numerics=FP32,
+)
 def glm4_moe(*, router_logits: torch.Tensor, correction_bias: torch.Tensor, spec: moecheck.RoutingSpec) -> Routed:
     """As DeepSeek-V3's."""
     return route("glm4_moe", router_logits, spec, correction_bias)
 
 
-@moecheck.kernel("topk_routing", backend="torch", name="transformers/deepseek_v4_router", numerics=LOW_SCORES)
+@moecheck.kernel(
+    "topk_routing",
+    backend="torch",
+    name="transformers/deepseek_v4_router",
+    specs=routing_of("deepseek-v4-flash"),
+    numerics=LOW_SCORES,
+)
 def deepseek_v4(*, router_logits: torch.Tensor, correction_bias: torch.Tensor, spec: moecheck.RoutingSpec) -> Routed:
     """sqrt(softplus) scores, biased choice, every step in the logits' dtype."""
     return route("deepseek_v4", router_logits, spec, correction_bias)
 
 
-@moecheck.kernel("topk_routing", backend="torch", name="transformers/minimax_m2_router", numerics=FP32)
+@moecheck.kernel(
+    "topk_routing",
+    backend="torch",
+    name="transformers/minimax_m2_router",
+    specs=routing_of("minimax-m2"),
+    numerics=FP32,
+)
 def minimax_m2(*, router_logits: torch.Tensor, correction_bias: torch.Tensor, spec: moecheck.RoutingSpec) -> Routed:
     """Sigmoid scores, biased choice, renormalised without eps."""
     return route("minimax_m2", router_logits, spec, correction_bias)
 
 
-@moecheck.kernel("topk_routing", backend="torch", name="transformers/ernie4_5_moe_router", numerics=LOW_WEIGHTS)
+@moecheck.kernel(
+    "topk_routing",
+    backend="torch",
+    name="transformers/ernie4_5_moe_router",
+    specs=routing_of("ernie-4.5-21b"),
+    numerics=LOW_WEIGHTS,
+)
 def ernie4_5_moe(*, router_logits: torch.Tensor, correction_bias: torch.Tensor, spec: moecheck.RoutingSpec) -> Routed:
     """Softmax scores, biased choice, the divisor at least moe_norm_min."""
     return route("ernie4_5_moe", router_logits, spec, correction_bias)
 
 
-@moecheck.kernel("topk_routing", backend="torch", name="transformers/gpt_oss_router", numerics=LOW_WEIGHTS)
+@moecheck.kernel(
+    "topk_routing",
+    backend="torch",
+    name="transformers/gpt_oss_router",
+    specs=routing_of("gpt-oss-20b"),
+    numerics=LOW_WEIGHTS,
+)
 def gpt_oss(*, router_logits: torch.Tensor, spec: moecheck.RoutingSpec) -> Routed:
     """Softmax over the chosen logits, in their dtype."""
     return route("gpt_oss", router_logits, spec)
 
 
-@moecheck.kernel("topk_routing", backend="torch", name="transformers/granitemoe_router", numerics=LOW_WEIGHTS)
+@moecheck.kernel(
+    "topk_routing",
+    backend="torch",
+    name="transformers/granitemoe_router",
+    specs=routing_of("granite-3-1b"),
+    numerics=LOW_WEIGHTS,
+)
 def granitemoe(*, router_logits: torch.Tensor, spec: moecheck.RoutingSpec) -> Routed:
     """Softmax over the chosen logits in fp32, weights stored in the logits' dtype."""
     return route("granitemoe", router_logits, spec)
 
 
-@moecheck.kernel("topk_routing", backend="torch", name="transformers/phimoe_router", numerics=LOW_SCORES)
+@moecheck.kernel(
+    "topk_routing",
+    backend="torch",
+    name="transformers/phimoe_router",
+    specs=routing_of("phi-3.5-moe"),
+    numerics=LOW_SCORES,
+)
 def phimoe(*, router_logits: torch.Tensor, spec: moecheck.RoutingSpec) -> Routed:
     """The two rounds of SparseMixer at inference, in the logits' dtype."""
     return route("phimoe", router_logits, spec)

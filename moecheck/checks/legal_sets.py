@@ -51,7 +51,7 @@ def choice_of(case: Case, inputs: dict[str, Any], numerics: Numerics | None) -> 
     group = group_eps = None
     if routing.num_expert_groups > 1:
         group = module.group_scores(c, spec=routing)
-        size = eps.reshape(len(eps), routing.num_expert_groups, -1).max(axis=-1, initial=0.0)
+        size = _by_group(eps, routing).max(axis=-1, initial=0.0)
         group_eps = size * (1 if routing.group_score == "max" else 2) * 1.5  # a sum rounds once more
     return Choice(c=c, eps=eps, group=group, group_eps=group_eps)
 
@@ -166,3 +166,8 @@ def _token(choice: Choice, token: int) -> Choice:
         group=None if choice.group is None else choice.group[rows],
         group_eps=None if choice.group_eps is None else choice.group_eps[rows],
     )
+
+
+def _by_group(values: Float64, routing: RoutingSpec) -> Float64:
+    groups = routing.num_expert_groups
+    return values.reshape(len(values), groups, values.shape[1] // groups)

@@ -200,6 +200,7 @@ def _plans(discovery: Discovery, options: Options) -> list[Plan]:
             small=kernel.device == "interpreter",
             model=options.model,
             examples=options.examples,
+            specs=kernel.declaration.specs,
         )
         kept = tuple(case for case in cases if options.dtype in (None, case.dtype))
         plans.append(Plan(target=kernel.target, declaration=kernel.declaration, device=kernel.device, cases=kept))
@@ -218,6 +219,7 @@ def _broken_declarations(discovery: Discovery) -> list[Declaration]:
             deterministic=None,
             batch_invariant=None,
             tie=None,
+            specs=(),
             arguments=(),
             required=(),
             origin=name,
