@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -261,8 +262,10 @@ def _run(
 ) -> torch.Tensor:
     """Call the module with its own convention for padding: absent experts have the id num_experts and weight 0."""
     padding = topk_ids < 0
-    if bool(padding.any()) and not _skips_absent_experts(type(experts), experts.config._experts_implementation):
-        raise moecheck.Unsupported(f"{type(experts).__name__} does not skip absent experts, topk_ids contains -1")
+    owner: Any = type(experts)
+    config: Any = experts.config
+    if bool(padding.any()) and not _skips_absent_experts(owner, config._experts_implementation):
+        raise moecheck.Unsupported(f"{owner.__name__} does not skip absent experts, topk_ids contains -1")
     set_weight(experts, "down_proj", w2)
     experts._is_expert_parallel = bool(padding.any())  # type: ignore[assignment]  # the library's own plain attribute
     with torch.no_grad():

@@ -89,6 +89,10 @@ def check_internals() -> None:
         raise moecheck.Unsupported(
             f"Triton {triton.__version__}: the interpreter's numerics are known for 3.6 to 3.9 only."
         )
+    if version < (3, 7) and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        raise moecheck.Unsupported(
+            f"Triton {triton.__version__}: its interpreter needs NumPy below 2.4, not {np.__version__}."
+        )
     for name, parameters in _METHODS.items():
         method = STOCK[name]
         found = None if method is None else tuple(inspect.signature(method).parameters)

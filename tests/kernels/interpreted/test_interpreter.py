@@ -133,6 +133,13 @@ def test_another_release_of_triton_is_declined(monkeypatch: pytest.MonkeyPatch) 
         _interpreter.check_internals()
 
 
+def test_a_numpy_too_new_for_triton_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "__version__", "3.6.0")
+    monkeypatch.setattr(np, "__version__", "2.4.0")
+    with pytest.raises(Unsupported, match="NumPy below 2"):
+        _interpreter.check_internals()
+
+
 def test_other_internals_are_declined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_interpreter.STOCK, "create_dot", None)
     with pytest.raises(Unsupported, match="create_dot takes None"):
