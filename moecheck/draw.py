@@ -76,7 +76,7 @@ def integers(key: tuple[object, ...], shape: tuple[int, ...], *, below: int) -> 
 
 def uniforms(key: tuple[object, ...], shape: tuple[int, ...]) -> Float64:
     """float64 uniform on the midpoints of [0, 1) in steps of 2^-32, never 0."""
-    return (integers(key, shape, below=1 << 32) + 0.5) * 2.0**-32
+    return (integers(key, shape, below=1 << 32).astype(np.float64) + 0.5) * 2.0**-32
 
 
 def orders(key: tuple[object, ...], rows: int, width: int) -> npt.NDArray[np.int64]:

@@ -40,7 +40,7 @@ FORMATS = {
         name="bf16",
         precision=8,
         min_exponent=-126,
-        max_value=float(ml_dtypes.finfo(ml_dtypes.bfloat16).max),
+        max_value=float(ml_dtypes.finfo(ml_dtypes.bfloat16).max),  # type: ignore[no-untyped-call]  # untyped there
         storage=np.dtype(ml_dtypes.bfloat16),
     ),
 }
@@ -59,7 +59,8 @@ def ulp(values: Float64, name: str) -> Float64:
     fmt = FORMATS[name]
     _, exponent = np.frexp(values)  # |v| = m * 2^exponent with m in [1/2, 1)
     exponent = np.where(values == 0, fmt.min_exponent, exponent - 1)
-    return np.ldexp(1.0, np.maximum(exponent, fmt.min_exponent) - fmt.precision + 1)
+    step: Float64 = np.ldexp(1.0, np.maximum(exponent, fmt.min_exponent) - fmt.precision + 1)
+    return step
 
 
 def round_to(values: Float64, name: str) -> Float64:

@@ -61,7 +61,7 @@ def reference_modules() -> dict[str, ModuleType]:
 
 def spec_part(op: str, spec: MoESpec) -> MoESpec | ExpertSpec | RoutingSpec | None:
     """The part of a spec that an op reads: what a kernel's `spec` argument receives."""
-    parts = {
+    parts: dict[str, MoESpec | ExpertSpec | RoutingSpec] = {
         "topk_routing": spec.routing,
         "act_and_mul": spec.experts,
         "fused_experts": spec.experts,
@@ -112,7 +112,8 @@ class Oracle:
         """
         if more:
             return self._values(case, numerics, more)
-        return self._once(("values", case.key, numerics), lambda: self._values(case, numerics, {}))
+        values: Values = self._once(("values", case.key, numerics), lambda: self._values(case, numerics, {}))
+        return values
 
     def outputs(self, case: Case) -> tuple[Any, ...]:
         """The reference's own outputs, for ops whose outputs are compared as structures."""

@@ -18,7 +18,7 @@ def router_logits(case: Case) -> Float64:
     rank = draw.orders((case.key, "router_logits"), T, E)
     values = draw.look_up(draw.philox(case.key, "logits"), draw.normal_quantiles() * LOGIT_SCALE, (T, E))
     if case.load == "gapped":  # every pair differs by far more than any score's rounding, and softmax keeps the tail
-        return (rank - E / 2) * (8.0 / E)
+        return (rank.astype(np.float64) - E / 2) * (8.0 / E)
     if case.load == "ties":
         return np.asarray(np.rint(values * 2) / 2)
     if case.load == "near_ties":
@@ -64,7 +64,7 @@ def topk_weights(case: Case) -> npt.NDArray[np.float32]:
         exponents = draw.integers((case.key, "topk_weights"), (T, top_k), below=3) - 1
         return np.exp2(exponents).astype(np.float32)
     raw = 0.25 + draw.uniforms((case.key, "topk_weights"), (T, top_k))
-    weights = raw / raw.sum(axis=1, keepdims=True) * case.spec.routing.routed_scaling_factor
+    weights: Float64 = raw / raw.sum(axis=1, keepdims=True) * case.spec.routing.routed_scaling_factor
     return weights.astype(np.float32)
 
 
@@ -86,7 +86,7 @@ def weight_norm(case: Case) -> float:
 def _near_ties(rank: npt.NDArray[np.int64], dtype: str) -> Float64:
     """Rank r lies r ulps above 1: neighbours cannot be told apart by a score of lower precision."""
     precision = {"fp32": 23, "fp16": 10, "bf16": 7}[dtype]
-    return round_to(1.0 + rank * 2.0**-precision, dtype)
+    return round_to(1.0 + rank.astype(np.float64) * 2.0**-precision, dtype)
 
 
 def _extreme_rows(values: Float64) -> Float64:

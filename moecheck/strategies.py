@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from .cases import LOADS, LOGITS, Case
 from .errors import MoecheckError
 from .ops import OPS
-from .spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec
+from .spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec, ScalingPlacement, Scoring, SharedExperts
 
 # Few distinct sizes: compiled kernels pay for each new shape. Simplest first, since shrinking goes to the left.
 TOKENS = (64, 65, 1, 128, 33, 96)
@@ -21,6 +21,9 @@ SMALL_WIDTHS = ((64, 32), (32, 32), (48, 40))
 SMALL_EXPERTS = (4, 8, 6)
 DTYPES = ("bf16", "fp32", "fp16")
 VALUE_STRATA = ("random", "outlier", "cancelling", "positive", "zero_rows")
+SCORINGS: tuple[Scoring, ...] = ("softmax", "sigmoid", "sqrt_softplus")
+PLACEMENTS: tuple[ScalingPlacement, ...] = ("topk_weights", "routed_output", "sum")
+SHARED: tuple[SharedExperts, ...] = ("none", "ungated", "gated")
 EXPERT_SPECS = (
     ExpertSpec(),
     SWIGLUOAI,
@@ -39,10 +42,10 @@ def routing_specs(draw: st.DrawFn, *, num_experts: int, most_slots: int = 8) -> 
     groups = draw(st.sampled_from([g for g in (1, 2, 4, 8) if num_experts % g == 0 and num_experts // g >= 2]))
     topk_groups = draw(st.integers(1, groups)) if groups > 1 else 1
     most = min(most_slots, num_experts // groups * topk_groups)
-    scoring = draw(st.sampled_from(("softmax", "sigmoid", "sqrt_softplus")))
+    scoring = draw(st.sampled_from(SCORINGS))
     bias = draw(st.booleans()) and scoring != "softmax"
     renormalize = draw(st.booleans())
-    placement = draw(st.sampled_from(("topk_weights", "routed_output", "sum")))
+    placement = draw(st.sampled_from(PLACEMENTS))
     return RoutingSpec(
         top_k=draw(st.integers(1, most)),
         scoring=scoring,
@@ -72,7 +75,7 @@ def moe_cases(draw: st.DrawFn, op: str, *, small: bool = False) -> Case:
     )
     # A layer returns no ids, so ties would leave most of its tokens undecided; routing is where they are judged.
     loads = ("random", "gapped", "negative") if op == "moe_layer" else tuple(LOGITS if routed else LOADS)
-    shared = draw(st.sampled_from(("none", "ungated", "gated"))) if op == "moe_layer" else "none"
+    shared: SharedExperts = draw(st.sampled_from(SHARED)) if op == "moe_layer" else "none"
     maps = op in ("align_block_size", "permute", "problem_sizes", "fused_experts")
     return Case(
         op=op,

@@ -70,7 +70,7 @@ class Options:
 @click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Go on with a run that was cut off.")
 @click.pass_context
 def kernels(
-    context: click.Context, timeout: float, jobs: int | None, out: Path, resume: Path | None, **values: Any
+    context: click.Context, /, timeout: float, jobs: int | None, out: Path, resume: Path | None, **values: Any
 ) -> int:
     """Test kernels against float64 references on many cases, and write a report."""
     if resume is not None:

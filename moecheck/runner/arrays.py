@@ -48,7 +48,8 @@ def to_numpy(value: Any) -> AnyArray:
     if torch is not None and isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
         if tensor.dtype == torch.bfloat16:
-            return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
+            bits = tensor.contiguous().view(torch.int16).numpy()
+            return np.array(bits.view(ml_dtypes.bfloat16), copy=True)
         return np.array(tensor.numpy(), copy=True)
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(value, jax.Array):

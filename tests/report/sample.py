@@ -29,6 +29,8 @@ def declaration(name: str, op: str = "fused_experts") -> Declaration:
         batch_invariant=None,
         tie=None,
         arguments=(),
+        required=(),
+        specs=(),
         origin="x.py:1",
         spec_string=name,
     )
