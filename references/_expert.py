@@ -46,10 +46,10 @@ def expert_with_variance(
     inputs' errors and the fp32 accumulation. Errors of different columns of h are taken as independent.
     """
     gate_up = linear(x, weights.w13, weights.b13)
-    v_gate_up = linear_variance(x, v_x, weights.w13) + store_variance(gate_up, stores.gate_up)
+    v_gate_up = linear_variance(x, v_x, weights.w13, gate_up) + store_variance(gate_up, stores.gate_up)
     h, v_h = activated_with_variance(gate_up, v_gate_up, spec, stores)
     z = linear(h, weights.w2, weights.b2)
-    return z, linear_variance(h, v_h, weights.w2) + store_variance(z, stores.per_expert)
+    return z, linear_variance(h, v_h, weights.w2, z) + store_variance(z, stores.per_expert)
 
 
 def expert_slope(x: Float64, dx: Float64, weights: Weights, spec: ExpertSpec) -> Float64:

@@ -55,10 +55,13 @@ def linear(x: Float64, w: Float64, bias: Float64 | None = None) -> Float64:
     return y if bias is None else np.add(y, bias, out=y)
 
 
-def linear_variance(x: Float64, variance: Float64 | None, w: Float64) -> Float64:
-    """V(x W^T) = (V_x + u32^2 K x^2 / 6) . (W^2)^T: inputs' errors and fp32 accumulation over K terms.
+def linear_variance(x: Float64, variance: Float64 | None, w: Float64, y: Float64) -> Float64:
+    """V(x W^T) = (V_x + u32^2 K x^2 / 6) . (W^2)^T + u32^2 K y^2 / 16: inputs' errors and fp32 accumulation.
 
-    x, variance: [n, K]. w: [N, K]. Returns [n, N]. Source: the random walk of K fp32 roundings of partial sums.
+    x, variance: [n, K]. w: [N, K]. y: [n, N], the sums themselves. Returns [n, N].
+    Source: K fp32 roundings of partial sums S_j. Given its end y, a random walk has mean j/K y and the variance of a
+    bridge, so sum S_j^2 = K (y^2 / 3 + x^2 . w^2 / 6). A rounding has the variance ulp(S)^2 / 12 = 0.18 u32^2 S^2 over
+    evenly spread significands, hence 0.06 = 1/16 for the drift; the bridge's share is kept at its bound 1/6.
     """
     each = np.square(x) * (U32**2 * x.shape[1] / 6.0)
     if variance is not None:
@@ -68,4 +71,4 @@ def linear_variance(x: Float64, variance: Float64 | None, w: Float64) -> Float64
     for start in range(0, w.shape[0], COLUMNS):
         part = w[start : start + COLUMNS]
         np.matmul(each, np.square(part, out=squares[: len(part)]).T, out=out[:, start : start + COLUMNS])
-    return out
+    return out + np.square(y) * (U32**2 * x.shape[1] / 16.0)

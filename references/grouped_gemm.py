@@ -49,7 +49,7 @@ def value_and_sigma(
 ) -> tuple[Float64, Float64]:
     """The unrounded y and the standard deviation of a kernel's error, both [R, n] float64, NaN beyond the last group.
 
-    V_y = u32^2 K (x^2 . w^2) / 6 + ulp(y)^2/12. numerics: None for an fp32 accumulator stored once.
+    V_y = u32^2 K (x^2 . w^2 / 6 + y^2 / 16) + ulp(y)^2/12. numerics: None for an fp32 accumulator stored once.
     """
     stores = contract(numerics, dtype, x, undeclared=Numerics())
     y = np.full((x.shape[0], w.shape[1]), np.nan)
@@ -58,7 +58,7 @@ def value_and_sigma(
         b = None if bias is None else decode(bias[expert])
         a, matrix = decode(x[rows]), decode(w[expert])
         y[rows] = linear(a, matrix, b)
-        variance[rows] = linear_variance(a, None, matrix) + store_variance(y[rows], stores.out)
+        variance[rows] = linear_variance(a, None, matrix, y[rows]) + store_variance(y[rows], stores.out)
     return y, np.sqrt(variance)
 
 
