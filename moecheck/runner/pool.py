@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import TracebackType
@@ -40,11 +41,13 @@ class KernelPool:
         self._folder = tempfile.TemporaryDirectory(prefix="moecheck-")
         self._log = Path(self._folder.name) / "output.txt"
         self._memory = memory
+        context = start_context()
+        self._leash, self._hand = context.Pipe(duplex=False)
         self._pool = ProcessPool(
             max_workers=1,
-            context=start_context(),
+            context=context,
             initializer=initialise,
-            initargs=(str(self._log), memory, threads, store),
+            initargs=(str(self._log), memory, threads, store, self._leash),
         )
 
     def submit(self, function: Callable[..., Any], *args: Any, timeout: float, **kwargs: Any) -> Any:
@@ -60,8 +63,12 @@ class KernelPool:
         except ProcessExpired as error:
             raise WorkerDied(self._how(error.exitcode)) from error
 
+    def cancel(self, future: Any) -> None:
+        """Give up a call, also one that is running."""
+        future.cancel()
+
     def close(self) -> None:
-        self._pool.stop()
+        self._pool.stop()  # type: ignore[no-untyped-call]  # pebble leaves it untyped
         self._pool.join()
         self._folder.cleanup()
 
@@ -98,6 +105,15 @@ def start_context() -> BaseContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["moecheck.runner.preload"])
+    # It must not take a file of the current folder, such as profile.py, for the standard library's.
+    unsafe = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if unsafe is not None:
+            os.environ["PYTHONSAFEPATH"] = unsafe
     return context
 
 

@@ -23,7 +23,7 @@ from moecheck.runner.shrink import shrink
 from moecheck.runner.worker import Outcome, run_case
 
 IN_FLIGHT = 2  # the next case runs while this one is judged
-MOST_DEATHS = 3  # after so many lost processes the rest of the kernel's cases are not tried
+MOST_DEATHS = 3  # after so many lost processes or exhausted memories the rest of the kernel's cases are not tried
 SHRINK_SECONDS = 6.0
 COMPILED = ("jax", "pallas_tpu", "triton")  # backends that compile for each new shape
 
@@ -66,11 +66,19 @@ def run_all(plans: list[Plan], settings: Settings, sink: Sink, *, done: set[tupl
     order = sorted(plans, key=lambda plan: (not plan.interpreted, plan.declaration.backend not in COMPILED))
     with tempfile.TemporaryDirectory(prefix="moecheck-inputs-") as store:
         oracle = Oracle(load=lambda case: shared_inputs(case, store))
+        pools: list[KernelPool] = []
         # The jobs share the cores: a matrix product of theirs that starts threads of its own only waits for them.
         with threadpool_limits(settings.threads, "blas"), ThreadPoolExecutor(max_workers=settings.jobs) as threads:
-            return list(
-                threads.map(lambda plan: run_kernel(plan, settings, sink, oracle=oracle, done=done, store=store), order)
+            runs = threads.map(
+                lambda plan: run_kernel(plan, settings, sink, oracle=oracle, done=done, store=store, pools=pools), order
             )
+            try:
+                return list(runs)
+            except BaseException:  # Ctrl-C: do not wait for the calls that are running
+                threads.shutdown(wait=False, cancel_futures=True)
+                for pool in pools:
+                    pool.close()
+                raise
 
 
 def run_kernel(
@@ -81,8 +89,9 @@ def run_kernel(
     oracle: Oracle,
     done: set[tuple[str, str]],
     store: str | None = None,
+    pools: list[KernelPool] | None = None,
 ) -> KernelRun:
-    """Run one kernel on its cases in a process of its own."""
+    """Run one kernel on its cases in a process of its own. pools: where to note the process for who may stop it."""
     start = time.monotonic()
     run = KernelRun(plan=plan)
     name = plan.declaration.name
@@ -96,6 +105,8 @@ def run_kernel(
             sink(plan, [_closing(plan, case, [], Verdict.SKIP, reason)])
     if runnable:
         with KernelPool(memory=settings.memory, threads=settings.threads, store=store) as pool:
+            if pools is not None:
+                pools.append(pool)
             _KernelLoop(run=run, settings=settings, sink=sink, oracle=oracle, pool=pool).go(runnable)
     run.seconds = time.monotonic() - start
     return run
@@ -128,7 +139,11 @@ class _KernelLoop:
                 if verdict is Verdict.TIMEOUT:
                     stopped = f"not run: the kernel timed out on {case.id}"
                 elif self.deaths >= MOST_DEATHS:
-                    stopped = f"not run: the kernel lost its process {self.deaths} times"
+                    stopped = f"not run: the kernel lost its process or ran out of memory {self.deaths} times"
+                while flying and stopped is not None:
+                    case, future = flying.pop()
+                    self.pool.cancel(future)
+                    waiting.appendleft(case)
             elif stopped is not None:
                 case = waiting.popleft()
                 self.sink(self.run.plan, [_closing(self.run.plan, case, [], Verdict.SKIP, stopped)])
@@ -148,6 +163,7 @@ class _KernelLoop:
         try:
             outcome = self.pool.wait(future)
             assert isinstance(outcome, Outcome)
+            self.deaths += outcome.exhausted
             return outcome
         except WorkerTimeout:
             return Outcome(problem=(Verdict.TIMEOUT, f"No result after {self.settings.timeout:g} s; it was stopped."))

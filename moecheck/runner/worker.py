@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from moecheck.kernel import Declaration
 from moecheck.oracle import spec_part
 from moecheck.runner.arrays import JAX_BACKENDS, device_of, synchronize, to_native, to_numpy
 from moecheck.runner.input_store import shared_inputs
+from moecheck.runner.leash import bind
 from moecheck.runner.missing import missing_package
 from moecheck.runner.poison import fill, poisoned_allocations
 from moecheck.runner.target import Target, import_place, load, place_of
@@ -37,7 +39,8 @@ class Outcome:
     """What one call did. problem: None, or the verdict and sentence of what went wrong instead of an output.
 
     outputs: NumPy arrays. modified: names of inputs that the call changed. repeat_differs: name of an output whose
-    bits a second call changed, when a second call was asked for. seconds: of the first call.
+    bits a second call changed, when a second call was asked for. seconds: of the first call. exhausted: whether memory
+    ran out.
     """
 
     outputs: tuple[AnyArray, ...] = ()
@@ -45,6 +48,7 @@ class Outcome:
     problem: tuple[Verdict, str] | None = None
     modified: tuple[str, ...] = ()
     repeat_differs: str | None = None
+    exhausted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +62,14 @@ class Loaded:
     usage: str | None = None
 
 
-def initialise(log: str, memory: int, threads: int, store: str | None) -> None:
-    """Set up the process: its output goes into a log file, and it may allocate `memory` bytes and use `threads`."""
+def initialise(log: str, memory: int, threads: int, store: str | None, leash: Connection) -> None:
+    """Set up the process: its output goes into a log file, and it may allocate `memory` bytes and use `threads`.
+
+    leash: a pipe whose other end the run holds; the process ends with it.
+    """
     global _store  # set once, before the process takes its first call
     _store = store
+    bind(leash)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -121,10 +129,11 @@ def run_case(target: Target, case: Case, *, twice: bool = False) -> Outcome:
         return first
     except Unsupported as error:
         return Outcome(problem=(Verdict.SKIP, str(error)))
-    except MemoryError as error:
-        return Outcome(problem=(Verdict.CRASH, f"Ran out of memory: {_sentence(error, target.place)}"))
     except BaseException as error:
-        return Outcome(problem=(Verdict.CRASH, _sentence(error, target.place)))
+        sentence = _sentence(error, target.place)
+        if _is_exhaustion(error):
+            return Outcome(problem=(Verdict.CRASH, f"Ran out of memory: {sentence}"), exhausted=True)
+        return Outcome(problem=(Verdict.CRASH, sentence))
 
 
 def _call(function: Callable[..., Any], declaration: Declaration, case: Case, inputs: dict[str, Any]) -> Outcome:
@@ -141,9 +150,13 @@ def _call(function: Callable[..., Any], declaration: Declaration, case: Case, in
     out = _poisoned_output(case, inputs, backend) if "out" in declaration.arguments else None
     if out is not None:
         arguments["out"] = out
-    start = time.perf_counter()
-    with poisoned_allocations():
-        result = function(**arguments)
+    process, start = os.getpid(), time.perf_counter()
+    try:
+        with poisoned_allocations():
+            result = function(**arguments)
+    finally:
+        if os.getpid() != process:  # the kernel forked; only the process that was asked may answer
+            os._exit(0)
     result = _ready(result, backend)
     seconds = time.perf_counter() - start
     if result is None:
@@ -179,7 +192,7 @@ def _ready(result: Any, backend: str) -> Any:
     if backend in JAX_BACKENDS:
         import jax
 
-        return jax.block_until_ready(result)
+        return jax.block_until_ready(result)  # type: ignore[no-untyped-call]  # jax leaves it untyped
     synchronize(backend)
     return result
 
@@ -204,8 +217,22 @@ def _import_failed(error: ModuleNotFoundError, place: str, *, user: bool) -> Loa
     return Loaded(usage=f"Importing {place} fails: it {reason}") if user else Loaded(skip=reason)
 
 
+def _is_exhaustion(error: BaseException) -> bool:
+    """Frameworks report exhausted memory in their own ways, known by their words."""
+    words = ("can't allocate memory", "out of memory", "RESOURCE_EXHAUSTED")
+    return isinstance(error, MemoryError) or any(word in _text(error) for word in words)
+
+
+def _text(error: BaseException) -> str:
+    """An exception's text on one line; a hostile one may fail to give it."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:
+        return ""
+
+
 def _sentence(error: BaseException, file: str) -> str:
-    text = " ".join(str(error).split())[:300]
+    text = _text(error)[:300]
     if isinstance(error, MoecheckError):
         return text
     name = type(error).__name__
