@@ -74,6 +74,13 @@ class Case:
     reason: str = ""
 
     def __post_init__(self) -> None:
+        for name, kind in (("spec", MoESpec), ("hidden_scale", bool), ("seed", int), ("name", str), ("reason", str)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+                raise CaseError(f"{name}={value!r} must be of type {kind.__name__}.")
+        for name in ("op", "dtype", "stratum", "load", "layout"):
+            if not isinstance(getattr(self, name), str):
+                raise CaseError(f"{name}={getattr(self, name)!r} must be of type str.")
         check_known("op", self.op, OPS)
         check_known("dtype", self.dtype, FORMATS)
         check_known("stratum", self.stratum, STRATA)
@@ -91,8 +98,10 @@ class Case:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise CaseError(f"{size}={value!r} must be an integer of at least {least}.")
         local = self.num_local_experts
-        if local is not None and not 1 <= local <= self.num_experts:
-            raise CaseError(f"num_local_experts={local} must lie between 1 and num_experts={self.num_experts}.")
+        if local is not None and not (type(local) is int and 1 <= local <= self.num_experts):
+            raise CaseError(
+                f"num_local_experts={local!r} must be an integer and lie between 1 and num_experts={self.num_experts}."
+            )
         if (self.spec.shared_experts != "none") != (self.shared_intermediate_size > 0):
             raise CaseError(
                 f"shared_experts={self.spec.shared_experts!r} contradicts "

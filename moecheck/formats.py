@@ -48,7 +48,8 @@ FORMATS = {
 
 def to_float64(values: AnyArray) -> Float64:
     """The exact float64 values of an array stored in any format of this module (float64 passes through)."""
-    return np.asarray(values).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN
+        return np.asarray(values).astype(np.float64)
 
 
 def ulp(values: Float64, name: str) -> Float64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
@@ -65,8 +66,10 @@ class RoutingSpec:
     sparsemixer_epsilon: float = 0.01
 
     def __post_init__(self) -> None:
-        _check_literals(self)
+        _check_fields(self)
         _require(self.top_k >= 1, f"top_k={self.top_k} must be at least 1.")
+        _require(self.num_fused_shared_experts >= 0, "num_fused_shared_experts must not be negative.")
+        _require(self.num_zero_experts >= 0, "num_zero_experts must not be negative.")
         _require(
             1 <= self.topk_groups <= self.num_expert_groups,
             f"topk_groups={self.topk_groups} must lie between 1 and num_expert_groups={self.num_expert_groups}.",
@@ -132,7 +135,7 @@ class ExpertSpec:
     w2_bias: bool = False
 
     def __post_init__(self) -> None:
-        _check_literals(self)
+        _check_fields(self)
         _require(
             self.swiglu_limit is None or self.swiglu_limit > 0, f"swiglu_limit={self.swiglu_limit} must be positive."
         )
@@ -151,7 +154,7 @@ class MoESpec:
     shared_experts: SharedExperts = "none"
 
     def __post_init__(self) -> None:
-        _check_literals(self)
+        _check_fields(self)
         _require(
             not self.experts.weight_on_input or self.routing.top_k == 1,
             f"weight_on_input=True needs top_k=1, not {self.routing.top_k}.",
@@ -164,6 +167,8 @@ class MoESpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> MoESpec:
         """The inverse of `to_json`; raises SpecError for an unknown field or a bad value."""
+        if not isinstance(data, Mapping):
+            raise SpecError(f"A spec must be a JSON object, not {type(data).__name__}.")
         known = {"routing": RoutingSpec, "experts": ExpertSpec}
         values = {name: _build(known[name], value) if name in known else value for name, value in data.items()}
         spec = _build(cls, values)
@@ -184,12 +189,26 @@ def _build(cls: type, data: Any) -> object:
         raise SpecError(f"{cls.__name__}: {error}.") from error
 
 
-def _check_literals(record: object) -> None:
+def _check_fields(record: object) -> None:
+    """Each field against its annotation: records come from JSON, where "false" is as easily written as false."""
     hints = get_type_hints(type(record))
     for f in fields(record):  # type: ignore[arg-type]  # every caller is one of the dataclasses above
-        allowed, value = get_args(hints[f.name]), getattr(record, f.name)
-        if hints[f.name] in _LITERALS and value not in allowed:
-            raise SpecError(f"{f.name}={value!r} must be one of {', '.join(map(repr, allowed))}.")
+        hint, value = hints[f.name], getattr(record, f.name)
+        if hint in _LITERALS:
+            allowed = get_args(hint)
+            _require(value in allowed, f"{f.name}={value!r} must be one of {', '.join(map(repr, allowed))}.")
+        elif hint is bool:
+            _require(isinstance(value, bool), f"{f.name}={value!r} must be true or false.")
+        elif hint is int:
+            _require(_is_number(value) and isinstance(value, int), f"{f.name}={value!r} must be an integer.")
+        elif hint is float or (hint == float | None and value is not None):
+            _require(_is_number(value) and math.isfinite(value), f"{f.name}={value!r} must be a finite number.")
+        elif hint in (RoutingSpec, ExpertSpec):
+            _require(isinstance(value, hint), f"{f.name}={value!r} must be a {hint.__name__}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _require(condition: bool, message: str) -> None:

@@ -128,7 +128,7 @@ def draw_cases(strategy: st.SearchStrategy[Case], count: int, seed_value: int) -
 
     @seed(seed_value)
     @settings(
-        max_examples=2 * count,
+        max_examples=max(2 * count, 1),
         database=None,
         deadline=None,
         phases=[Phase.generate],
