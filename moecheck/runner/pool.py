@@ -18,7 +18,8 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 from moecheck.runner import PRELOAD_VARIABLE
-from moecheck.runner.worker import initialise, log_tail
+from moecheck.runner.crash_log import last_words
+from moecheck.runner.worker import initialise
 
 GIB = 1 << 30
 
@@ -82,7 +83,7 @@ class KernelPool:
 
     def _how(self, code: int | None) -> str:
         code = code or 0
-        tail = log_tail(self._log)
+        tail = last_words(self._log)
         how = f"exit code {code}"
         if code < 0:
             how = (

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -237,12 +236,3 @@ def _sentence(error: BaseException, file: str) -> str:
         return text
     name = type(error).__name__
     return f"{name} at {place_of(error, file if file.endswith('.py') else None)}" + (f": {text}" if text else "")
-
-
-def log_tail(path: Path, lines: int = 3) -> str:
-    """The last lines that a process printed, in one line."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    return " / ".join(line.strip() for line in text.strip().splitlines()[-lines:])[:300]
