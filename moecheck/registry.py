@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .errors import HarnessError, UsageError, check_known
 from .kernel import Declaration
-from .runner.pool import KernelPool, WorkerDied, WorkerTimeout, preload_third_party
+from .runner.pool import KernelPool, WorkerDied, WorkerTimeout, preload_third_party, start_context
 from .runner.target import Target, is_file
 from .runner.worker import Loaded, inspect_module, inspect_target
 
@@ -60,6 +60,7 @@ def discover_builtin(*, memory: int, jobs: int) -> Discovery:
     """Every kernel of moecheck.kernels, each module imported in a worker process."""
     modules = builtin_modules()
     preload_third_party()
+    start_context()  # once, before threads ask for it
     shares = [modules[i::jobs] for i in range(jobs)]
     with ThreadPoolExecutor(max_workers=jobs) as threads:
         parts = threads.map(lambda share: _inspect_modules(share, memory), shares)

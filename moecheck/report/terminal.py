@@ -19,6 +19,7 @@ from moecheck.report.results import KernelSummary, RunSummary
 from moecheck.report.text import count, duration, metric, one_line, place, printable, verdict_words
 
 INDENT = 2
+SKIP_REASONS = 5  # of single cases; the report has all
 _WIDE, _MEDIUM = 124, 98  # columns of text from which the table shows everything, or all but the op
 
 
@@ -114,5 +115,9 @@ def _skips(summary: RunSummary) -> Iterator[RenderableType]:
     for kernel in summary.kernels:
         if kernel.verdict != Verdict.SKIP:
             cases.update(kernel.skip_reasons)
-    for reason, number in cases.most_common():
-        yield Text(f"Skipped {count(number, 'case')} of the kernels above: {one_line(reason)}", style="dim")
+    if cases:
+        yield Text(f"Skipped {count(cases.total(), 'case')} of the kernels above, most often because:", style="dim")
+    for reason, number in cases.most_common(SKIP_REASONS):
+        yield indented(f"{number:4} {one_line(reason)}", style="dim")
+    if len(cases) > SKIP_REASONS:
+        yield indented(f"     and {len(cases) - SKIP_REASONS} more reasons: see the report", style="dim")
