@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .formats import Float64, ulp
+from .formats import FORMATS, Float64, ulp
 
 FALSE_ALARM = 1e-6
 SLACK = 1.5
+FLUSHED = 2.0**-126  # the smallest normal number of fp32 and bf16, below which devices flush to zero
+FP32_UNIT = 2.0**-24  # unit roundoff
 
 
 def z_limit(elements: int) -> float:
@@ -20,28 +22,42 @@ def z_limit(elements: int) -> float:
     return float(SLACK * np.sqrt(2 * np.log(2 * max(elements, 1) / FALSE_ALARM)))
 
 
-def score_eps(scores: Float64, bias: Float64 | float, dtype: str) -> Float64:
+def value_bound(sigma: Float64) -> Float64:
+    """Bound on |out - ref| of honest elements with standard deviations `sigma`: z_limit sigma, and a flush to zero.
+
+    0 where sigma is 0: equality is required. A sigma that is not finite explains nothing, so there too.
+    """
+    explains = np.isfinite(sigma) & (sigma > 0)
+    return np.where(explains, z_limit(sigma.size) * np.where(explains, sigma, 0.0) + FLUSHED, 0.0)
+
+
+def score_eps(scores: Float64, bias: Float64 | float, dtype: str, *, spread: Float64 | float = 0.0) -> Float64:
     """How far a kernel's choice score may be from the float64 one.
 
     Exponential, quotient and addition in fp32 each round by half an ulp or, for library exponentials, up to two
     ulps: four ulps of max(|score|, |bias|) in all, and never less than the smallest normal number, below which
     devices flush to zero. One more ulp of `dtype` where scores are stored in a format narrower than fp32.
+    spread: |l - max l| of a softmax; rounding it makes the score relatively wrong by 3 * 2^-24 of it (weight_bound).
     """
     size = np.maximum(np.abs(scores), np.abs(bias))
-    eps = 4 * ulp(size, "fp32") + 2.0**-126
+    eps = 4 * ulp(size, "fp32") + 3 * FP32_UNIT * spread * np.where(np.isfinite(scores), np.abs(scores), 0.0) + FLUSHED
     return eps if dtype == "fp32" else eps + ulp(size, dtype)
 
 
-def weight_bound(weights: Float64, logits: Float64, *, top_k: int, dtype: str) -> Float64:
+def weight_bound(weights: Float64, logits: Float64, *, top_k: int, dtype: str, scores: str = "fp32") -> Float64:
     """Bound on |w - w64| for routing weights that an fp32 kernel computes from given logits.
 
-    exp(l - max l) carries the rounding of its argument, up to 2^-24 |l - max l|, and up to 2 ulps (2^-22) of its own; a
-    softmax or renormalisation adds a sum (half an ulp per term, relative to a positive sum: up to (log2 E + top_k)
-    2^-24 for trees and short loops) and a quotient, scaling one more product. One store in `dtype` when narrower.
+    exp(l - max l) carries the rounding of its argument, up to 2^-24 |l - max l|, twice that again where it is computed
+    as a power of two (log2 e and the product with it round), and up to 2 ulps (2^-22) of its own; a softmax or
+    renormalisation adds a sum (half an ulp per term, relative to a positive sum: up to (log2 E + top_k) 2^-24 for trees
+    and short loops) and a scaling one more product. One store in `dtype` when narrower. Scores kept in a
+    narrower format carry its half ulp through each step: score, top_k - 1 additions, eps, quotient and factor.
     weights: [T, k']. logits: [T, E].
     """
     finite = np.where(np.isfinite(logits), logits, 0.0)
     spread = np.max(finite, axis=1, keepdims=True, initial=0.0) - np.min(finite, axis=1, keepdims=True, initial=0.0)
-    rounding = 2.0**-24 * (2 * np.minimum(spread, 128.0) + 16 + top_k + np.log2(max(logits.shape[1], 2)))
-    bound = np.abs(weights) * rounding + 2.0**-126
+    rounding = FP32_UNIT * (3 * np.minimum(spread, 128.0) + 16 + top_k + np.log2(max(logits.shape[1], 2)))
+    bound: Float64 = np.abs(weights) * rounding + FLUSHED
+    if scores != "fp32":
+        bound = bound + np.abs(weights) * (top_k + 3) * 2.0 ** -FORMATS[scores].precision
     return bound if dtype == "fp32" else bound + ulp(weights, dtype)

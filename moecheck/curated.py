@@ -12,6 +12,8 @@ from .strategies import draw_cases, moe_cases
 
 DRAWN = {"quick": 2, "default": 12, "nightly": 100}
 PROFILES = tuple(DRAWN)
+# Distinct shapes for kernels that are compiled anew for each (seconds a time).
+COMPILED_SHAPES = {"quick": 4, "default": 8, "nightly": 1000}
 DTYPES = ("bf16", "fp32", "fp16")
 # Models whose scaled layers are in every run: each adds semantics that the others lack.
 DEFAULT_MODELS = (
@@ -65,6 +67,17 @@ def cases_for(
         drawn = [case for i, d in enumerate(drawn) if (case := _under(d, specs[i % len(specs)], own=False)) is not None]
     cases += drawn
     return list({case.digest: case for case in reversed(cases)}.values())[::-1]
+
+
+def few_shapes(cases: list[Case], most: int) -> tuple[list[Case], list[Case]]:
+    """The cases of the first `most` distinct shapes, and those left out: what a compiler would have to compile for."""
+    kept, left, shapes = [], [], set()
+    for case in cases:
+        shape = replace(case, stratum="random", load="random", layout="contiguous", seed=0, name="", reason="").digest
+        if len(shapes) < most:
+            shapes.add(shape)
+        (kept if shape in shapes else left).append(case)
+    return kept, left
 
 
 def _under(case: Case, spec: MoESpec, *, own: bool = True) -> Case | None:

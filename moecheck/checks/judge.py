@@ -14,7 +14,7 @@ from moecheck.checks.layer import layer_values
 from moecheck.checks.routing import judge_routing
 from moecheck.checks.structure import judge_structure
 from moecheck.checks.values import is_vacuous, judge_values
-from moecheck.formats import AnyArray, to_float64
+from moecheck.formats import FORMATS, AnyArray, to_float64
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle, Values
 
@@ -62,8 +62,6 @@ def _values(case: Case, out: AnyArray, oracle: Oracle, limits: Limits, numerics:
     decoded = to_float64(out)
     if case.op == "moe_layer":
         values, extra = layer_values(case, decoded, oracle, numerics)
-    if is_vacuous(values, tol=limits.tol):
-        return Judged(judgements=(_vacuous(f"an all-zeros output passes at tol={limits.tol:g}"),))
     exact = case.stratum == "integer" and case.op in ("fused_experts", "grouped_gemm")
     judgement = judge_values(
         decoded,
@@ -72,16 +70,20 @@ def _values(case: Case, out: AnyArray, oracle: Oracle, limits: Limits, numerics:
         max_mismatch=limits.max_mismatch,
         exact=exact,
         row=ROW_NAMES.get(case.op, "token"),
+        largest=FORMATS[case.dtype].max_value,
     )
+    if judgement.verdict is Verdict.PASS and is_vacuous(values, tol=limits.tol, exact=exact):
+        judgement = _vacuous(f"an all-zeros output passes at tol={limits.tol:g}")
     return Judged(judgements=(judgement, *([extra] if extra else [])), out=out, values=values)
 
 
 def _structure(case: Case, inputs: dict[str, Any], outputs: tuple[AnyArray, ...], oracle: Oracle) -> Judgement:
     expected = oracle.outputs(case)
+    judgement = judge_structure(case, inputs, outputs, expected)
     zeros = tuple(np.zeros_like(output) for output in outputs)
-    if judge_structure(case, inputs, zeros, expected).verdict is Verdict.PASS:
+    if judgement.verdict is Verdict.PASS and judge_structure(case, inputs, zeros, expected).verdict is Verdict.PASS:
         return _vacuous("all-zeros outputs pass")
-    return judge_structure(case, inputs, outputs, expected)
+    return judgement
 
 
 def _routing(

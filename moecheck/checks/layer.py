@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from moecheck import metrics
+from moecheck.bounds import FLUSHED
 from moecheck.cases import Case
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.checks.legal_sets import ambiguous_rows, choice_of, legal_sets
@@ -37,11 +38,18 @@ def layer_values(
         _take_nearer(
             case, out, oracle, numerics, {t: o for t, o in sets.items() if t not in left_out}, alternative, best
         )
+    lost = [token for token in left_out if not np.isfinite(out[token]).all() and np.isfinite(best.true[token]).all()]
     best.true[left_out] = np.nan
     share = len(left_out) / case.num_tokens
+    numbers = {"ambiguous_share": len(tokens) / case.num_tokens, "left_out_share": share}
+    if lost:
+        message = f"Token {lost[0]} is not finite, which no choice of experts explains."
+        where = {"token": lost[0], "column": int(np.flatnonzero(~np.isfinite(out[lost[0]]))[0])}
+        return best, Judgement(
+            check="ambiguity", verdict=Verdict.PROVEN_WRONG, message=message, numbers=numbers, where=where
+        )
     verdict = Verdict.PASS if share <= MOST_LEFT_OUT else Verdict.INCONCLUSIVE
     message = f"{len(tokens)} of {case.num_tokens} tokens have several legal choices, {len(left_out)} were left out."
-    numbers = {"ambiguous_share": len(tokens) / case.num_tokens, "left_out_share": share}
     return best, Judgement(check="ambiguity", verdict=verdict, message=message, numbers=numbers)
 
 
@@ -66,13 +74,14 @@ def _take_nearer(
     topk = (module.weights_of_ids(**arguments, topk_ids=ids), ids)
     tried = oracle.values(case, numerics, topk=topk)
     nearer = [token for token in rows if _distance(out, tried, token) < _distance(out, best, token)]
-    best.true[nearer], best.sigma[nearer] = tried.true[nearer], tried.sigma[nearer]
-    best.rounded[nearer] = tried.rounded[nearer]
+    # Given weights count as exact in `tried`, while the kernel computes its own: the reference's choice has that error.
+    best.sigma[nearer] = np.maximum(tried.sigma[nearer], best.sigma[nearer])
+    best.true[nearer], best.rounded[nearer] = tried.true[nearer], tried.rounded[nearer]
 
 
 def _distance(out: Float64, values: Values, token: int) -> float:
     error = metrics.abs_err(out[token], values.true[token])
-    return float(np.max(error / np.maximum(values.sigma[token], np.finfo(np.float64).tiny), initial=0.0))
+    return float(np.max(error / np.maximum(values.sigma[token], FLUSHED), initial=0.0))
 
 
 _ROUTER_INPUTS = ("router_logits", "correction_bias", "per_expert_scale")

@@ -41,13 +41,14 @@ class Choice:
 def choice_of(case: Case, inputs: dict[str, Any], numerics: Numerics | None) -> Choice:
     """The choice scores of a case's tokens with the rounding that a kernel of this contract may have."""
     module, routing = reference_modules()["topk_routing"], case.spec.routing
-    arguments = {name: inputs[name] for name in ("router_logits", "correction_bias") if name in inputs}
+    arguments: dict[str, Any] = {n: inputs[n] for n in ("router_logits", "correction_bias") if n in inputs}
     scores, c = module.scores_of(**arguments, spec=routing)
     by_logits = module.chooses_by_logits(routing)
     bias = to_float64(inputs["correction_bias"])[None] if routing.correction_bias == "select" else 0.0
     dtype = (numerics or Numerics()).resolve(case.dtype).scores
     exact = by_logits and routing.correction_bias == "none" and routing.softcap is None and dtype == "fp32"
-    eps = np.zeros_like(c) if exact else score_eps(c - bias if by_logits else scores, bias, dtype)
+    spread = 0.0 if by_logits or routing.scoring != "softmax" else _below_largest(arguments, routing)
+    eps = np.zeros_like(c) if exact else score_eps(c - bias if by_logits else scores, bias, dtype, spread=spread)
     group = group_eps = None
     if routing.num_expert_groups > 1:
         group = module.group_scores(c, spec=routing)
@@ -74,12 +75,15 @@ def legal_rows(choice: Choice, ids: Ids, routing: RoutingSpec) -> Bool:
 
 def ambiguous_rows(choice: Choice, routing: RoutingSpec) -> Bool:
     """[T]: tokens that have more than one legal set of experts."""
-    ambiguous = _close(choice.c, choice.eps, routing.top_k)
-    if choice.group is not None and choice.group_eps is not None:
-        module = reference_modules()["topk_routing"]
-        masked = module.mask_groups(choice.c, spec=routing)
-        eps = np.where(masked == choice.c, choice.eps, 0.0)
-        ambiguous = _close(masked, eps, routing.top_k) | _close(choice.group, choice.group_eps, routing.topk_groups)
+    if choice.group is None or choice.group_eps is None:
+        return _close(choice.c, choice.eps, routing.top_k)
+    ambiguous = _close(choice.group, choice.group_eps, routing.topk_groups)
+    module = reference_modules()["topk_routing"]
+    masked = module.mask_groups(choice.c, spec=routing)
+    eps = np.where(masked == choice.c, choice.eps, 0.0)
+    ambiguous |= _close(masked, eps, routing.top_k)
+    for token in np.flatnonzero(ambiguous):  # other groups may hold the same best experts
+        ambiguous[token] = len(legal_sets(choice, int(token), routing, most=2)) > 1
     return ambiguous
 
 
@@ -92,11 +96,22 @@ def legal_sets(choice: Choice, token: int, routing: RoutingSpec, *, most: int) -
         inside = np.repeat(kept, one.c.shape[1] // kept.shape[1], axis=1)
         outside_value = 0.0 if routing.group_mask == "zero" else -np.inf
         c, eps = np.where(inside, one.c, outside_value), np.where(inside, one.eps, 0.0)
-        for ids in islice(_subsets(c[0], eps[0], routing.top_k), most):
+        allowed = _subsets(c[0], eps[0], routing.top_k)
+        if routing.group_mask == "neg_inf":  # never from outside, even where a logit inside is -Inf as well
+            allowed = (ids for ids in allowed if inside[0, list(ids)].all())
+        for ids in islice(allowed, most):
             found[ids] = None
         if len(found) >= most:
             break
     return list(found)[:most]
+
+
+def _below_largest(arguments: dict[str, Any], routing: RoutingSpec) -> Float64:
+    """[T, E]: max l - l of the logits as scored, 0 where that is not finite."""
+    logits = reference_modules()["topk_routing"].logits_of(**arguments, spec=routing)
+    with np.errstate(invalid="ignore"):
+        below = logits.max(axis=1, keepdims=True) - logits
+    return np.where(np.isfinite(below), below, 0.0)
 
 
 def _legal_in_groups(choice: Choice, chosen: Bool, kept: Bool, routing: RoutingSpec) -> Bool:
@@ -118,15 +133,11 @@ def _legal_groups(one: Choice, routing: RoutingSpec) -> Iterator[Bool]:
 
 def _subsets(values: Float64, eps: Float64, count: int) -> Iterator[tuple[int, ...]]:
     """Every set of `count` indices whose lowest value + eps is not below the highest value - eps outside."""
-    order = np.argsort(-values, kind="stable")
-    if count == len(values):
-        yield tuple(range(count))
-        return
-    last_in, first_out = order[count - 1], order[count]
-    certain = values - eps > values[first_out] + eps[first_out]
-    possible = values + eps >= values[last_in] - eps[last_in]
-    sure = set(np.flatnonzero(certain & possible).tolist()[:count])
-    open_ids = [int(i) for i in order if possible[i] and int(i) not in sure]
+    low, high = values - eps, values + eps
+    rivals = (high[None, :] >= low[:, None]).sum(axis=1) - 1  # others that may be chosen where this one is not
+    above = (low[None, :] > high[:, None]).sum(axis=1)  # others that must be chosen where this one is
+    sure = set(np.flatnonzero(rivals < count).tolist())
+    open_ids = [int(i) for i in np.argsort(-values, kind="stable") if above[i] < count and int(i) not in sure]
     everything = np.ones((1, len(values)), dtype=np.bool_)
     for rest in combinations(open_ids, count - len(sure)):
         ids = tuple(sorted(sure | set(rest)))

@@ -35,14 +35,16 @@ def judge_routing(
     numbers = {"ambiguous_share": float(ambiguous_rows(choice, routing).mean()) if len(ids) else 0.0}
     if wrong.any():
         return [_illegal(case, inputs, routed, wrong, numbers)]
+    if not judged.any():
+        message = "No row of logits has a defined choice, so only the range of the ids could be checked."
+        return [Judgement(check="routing", verdict=Verdict.INCONCLUSIVE, message=message, numbers=numbers)]
     verdict = Judgement(check="routing", verdict=Verdict.PASS, numbers=numbers)
     return [verdict, _judge_weights(case, inputs, weights, ids, judged, numerics, tol)]
 
 
 def judged_rows(inputs: dict[str, Any]) -> Bool:
-    """[T]: rows whose logits have no NaN or +Inf; in the others only distinct ids in range are required."""
-    logits = to_float64(inputs["router_logits"])
-    return ~(np.isnan(logits) | (logits == np.inf)).any(axis=1)
+    """[T]: rows without NaN and +Inf and with a finite logit; in the others only distinct ids in range are required."""
+    return np.asarray(np.isfinite(to_float64(inputs["router_logits"]).max(axis=1)))
 
 
 def _structure(case: Case, ids: Ids) -> Judgement | None:
@@ -98,11 +100,13 @@ def _judge_weights(
     module = reference_modules()["topk_routing"]
     expected = call_reference(module.weights_of_ids, case, inputs, topk_ids=ids)
     judged = judged & np.isfinite(expected).all(axis=1)
-    dtype = (numerics or Numerics()).resolve(case.dtype).topk_weights
+    contract = (numerics or Numerics()).resolve(case.dtype)
     logits = module.logits_of(
         **{n: inputs[n] for n in ("router_logits", "correction_bias") if n in inputs}, spec=case.spec.routing
     )
-    allowed = weight_bound(expected, logits, top_k=case.spec.routing.top_k, dtype=dtype)
+    allowed = weight_bound(
+        expected, logits, top_k=case.spec.routing.top_k, dtype=contract.topk_weights, scores=contract.scores
+    )
     error = metrics.abs_err(weights, expected)
     beyond = judged[:, None] & ~(error <= allowed)
     numbers = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ def judge_structure(
 
 
 Violation = tuple[str, dict[str, int]] | None
+Contract = Callable[[dict[str, Any], tuple[Any, ...], tuple[Any, ...]], Violation]
 
 
 def _align_block_size(inputs: dict[str, Any], outputs: tuple[Any, ...], expected: tuple[Any, ...]) -> Violation:
@@ -62,6 +64,8 @@ def _permute(inputs: dict[str, Any], outputs: tuple[Any, ...], expected: tuple[A
     """Rows of an expert may come in any order; the inverse map must lead back to each token's own row."""
     permuted, scale, starts, inverse = outputs
     _, _, want_starts, want_inverse = expected
+    if starts.shape != want_starts.shape:
+        return f"expert_starts has {starts.size} entries, expected {want_starts.size}.", {}
     if not np.array_equal(starts, want_starts):
         at = int(np.flatnonzero(starts != want_starts)[0])
         return f"expert_starts[{at}] is {starts[at]}, expected {want_starts[at]}.", {"expert": at}
@@ -85,11 +89,14 @@ def _permute(inputs: dict[str, Any], outputs: tuple[Any, ...], expected: tuple[A
     return None
 
 
-def _equal(names: tuple[str, ...]) -> Any:
+def _equal(names: tuple[str, ...]) -> Contract:
     def contract(inputs: dict[str, Any], outputs: tuple[Any, ...], expected: tuple[Any, ...]) -> Violation:
         for name, got, want in zip(names, outputs, expected, strict=True):
-            if not same_bits(got, want.astype(got.dtype)):
-                place = tuple(int(i) for i in np.argwhere(got != want.astype(got.dtype))[0])
+            if got.shape != want.shape:
+                return f"{name} has shape {list(got.shape)}, expected {list(want.shape)}.", {}
+            differing = bit_patterns(got) != bit_patterns(want.astype(got.dtype))
+            if differing.any():
+                place = tuple(int(i) for i in np.argwhere(differing)[0])
                 text = ", ".join(map(str, place))
                 return f"{name}[{text}] is {got[place]}, expected {want[place]}.", {"row": place[0]}
         return None
@@ -97,9 +104,14 @@ def _equal(names: tuple[str, ...]) -> Any:
     return contract
 
 
+def bit_patterns(array: AnyArray) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """The array's elements as unsigned integers of the same size."""
+    return np.ascontiguousarray(array).view(f"u{array.itemsize}").reshape(array.shape)
+
+
 def same_bits(got: AnyArray, want: AnyArray) -> bool:
     """Equal bit patterns, so that NaN equals itself and -0 differs from 0."""
-    return got.shape == want.shape and np.ascontiguousarray(got).tobytes() == np.ascontiguousarray(want).tobytes()
+    return got.shape == want.shape and bool((bit_patterns(got) == bit_patterns(want)).all())
 
 
 _CONTRACTS = {

@@ -6,38 +6,49 @@ import numpy as np
 import numpy.typing as npt
 
 from moecheck import metrics
-from moecheck.bounds import z_limit
+from moecheck.bounds import value_bound
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.checks.place import shares
 from moecheck.formats import Float64
 from moecheck.oracle import Values
 
 Bool = npt.NDArray[np.bool_]
+MOST_UNDEFINED = 0.05  # share of elements that may stay unjudged in a case that passes
 
 
 def judge_values(
-    out: Float64, expected: Values, *, tol: float, max_mismatch: float | None, exact: bool = False, row: str = "token"
+    out: Float64,
+    expected: Values,
+    *,
+    tol: float,
+    max_mismatch: float | None,
+    exact: bool = False,
+    row: str = "token",
+    largest: float = np.inf,
 ) -> Judgement:
     """PASS when every element lies within what rounding explains, else FAIL, or PROVEN_WRONG where no rounding may.
 
     out: [rows, columns] float64, as the kernel returned it. exact: equality is required (an integer-exact case).
+    largest: the largest finite number of the output's format; an honest value that rounding may carry beyond it may
+    be an infinity of the right sign, as may one that overflows at a declared rounding point.
     The tolerance `tol` is reported as mismatch_ratio against the rounded reference. It never excuses an element that
     rounding does not explain. An element beyond it that rounding does explain fails nothing, since no correct kernel
     could do better, unless max_mismatch is given: then that ratio is a hard cap.
-    Elements that the reference itself finds to overflow or to be NaN are left to `numbers["undefined"]`.
+    Elements that the reference itself finds to be undefined are left to `numbers["undefined"]`; where they are too
+    many to say anything, the verdict is INCONCLUSIVE.
     """
-    # An output that overflows the format, legally, is as undefined as one whose reference is not finite.
-    defined = np.isfinite(expected.true) & np.isfinite(expected.rounded)
-    allowed = np.zeros_like(expected.sigma) if exact else z_limit(out.size) * expected.sigma
+    defined = np.isfinite(expected.true) & ~np.isnan(expected.rounded)
+    allowed = np.zeros_like(expected.sigma) if exact else value_bound(expected.sigma)
     error = metrics.abs_err(out, expected.true)
-    beyond = defined & ~(error <= allowed)
-    mismatch = defined & metrics.mismatches(out, expected.rounded, tol)
+    beyond = defined & ~((error <= allowed) | _overflowed(out, expected, allowed, largest))
     numbers = _numbers(out, expected, error, defined, tol)
     numbers["unexplained_ratio"] = float(beyond.mean()) if out.size else 0.0
     if not beyond.any():
-        return _explained(float(mismatch.mean()) if out.size else 0.0, numbers, tol, max_mismatch)
+        if np.count_nonzero(~defined) > MOST_UNDEFINED * out.size:
+            return _undecided(defined, numbers)
+        return _explained(numbers, tol, max_mismatch)
     worst = _worst(out, error, allowed, beyond)
-    proven = exact or not np.isfinite(out[defined]).all()
+    proven = exact or not np.isfinite(out[beyond]).all()
     return Judgement(
         check="values",
         verdict=Verdict.PROVEN_WRONG if proven else Verdict.FAIL,
@@ -47,7 +58,22 @@ def judge_values(
     )
 
 
-def _explained(ratio: float, numbers: dict[str, float], tol: float, cap: float | None) -> Judgement:
+def is_vacuous(expected: Values, *, tol: float, exact: bool = False) -> bool:
+    """Whether an all-zeros output would pass, at this tolerance or as rounding: such a case shows nothing."""
+    zeros, judged = np.zeros_like(expected.true), np.isfinite(expected.true)
+    if not (judged & metrics.mismatches(zeros, expected.true, tol)).any():
+        return True
+    return judge_values(zeros, expected, tol=tol, max_mismatch=None, exact=exact).verdict is Verdict.PASS
+
+
+def _overflowed(out: Float64, expected: Values, allowed: Float64, largest: float) -> Bool:
+    """Where an infinity is right: at a declared rounding point, or because the output's format ends there."""
+    beyond_format = (np.abs(expected.true) + allowed > largest) & (np.sign(out) == np.sign(expected.true))
+    return np.asarray(np.isinf(out) & ((out == expected.rounded) | beyond_format))
+
+
+def _explained(numbers: dict[str, float], tol: float, cap: float | None) -> Judgement:
+    ratio = numbers["mismatch_ratio"]
     verdict, note = Verdict.PASS, f"{ratio:.2%} of the elements exceed tol={tol:g}, by rounding alone." if ratio else ""
     if cap is not None and not ratio <= cap:
         verdict, note = (
@@ -57,22 +83,23 @@ def _explained(ratio: float, numbers: dict[str, float], tol: float, cap: float |
     return Judgement(check="values", verdict=verdict, message=note, numbers=numbers)
 
 
-def is_vacuous(expected: Values, *, tol: float) -> bool:
-    """Whether an all-zeros output would pass at this tolerance: such a case shows nothing."""
-    zeros = np.zeros_like(expected.true)
-    return not metrics.mismatches(zeros, expected.true, tol).any()
+def _undecided(defined: Bool, numbers: dict[str, float]) -> Judgement:
+    count = int(np.count_nonzero(~defined))
+    message = f"The reference is undefined in {count} of {defined.size} elements; the others are right."
+    return Judgement(check="values", verdict=Verdict.INCONCLUSIVE, message=message, numbers=numbers)
 
 
 def _numbers(out: Float64, expected: Values, error: Float64, defined: Bool, tol: float) -> dict[str, float]:
     out, rounded = out[defined], expected.rounded[defined]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         z = np.where(error[defined] == 0, 0.0, error[defined] / expected.sigma[defined])
+        rms_z = float(np.sqrt(np.mean(z**2))) if z.size else 0.0
     return {
         "max_diff": metrics.max_diff(out, rounded),
         "max_rel_diff": metrics.max_rel_diff(out, rounded),
         "mismatch_ratio": metrics.mismatch_ratio(out, rounded, tol),
         "max_z": float(np.max(z, initial=0.0)),
-        "rms_z": float(np.sqrt(np.mean(z**2))) if z.size else 0.0,
+        "rms_z": rms_z,
         "rms_ref": metrics.rms(expected.true),
         "undefined": float(np.count_nonzero(~defined)),
     }

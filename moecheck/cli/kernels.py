@@ -12,11 +12,12 @@ from typing import Any
 
 import click
 
+from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES, Finding, Verdict
 from moecheck.checks.judge import Limits
 from moecheck.cli.options import color, cores, not_negative, positive, width
 from moecheck.cli.progress import LiveProgress
-from moecheck.curated import PROFILES, cases_for
+from moecheck.curated import COMPILED_SHAPES, PROFILES, cases_for, few_shapes
 from moecheck.errors import UsageError, check_known
 from moecheck.formats import FORMATS
 from moecheck.kernel import BACKENDS, Declaration
@@ -28,9 +29,9 @@ from moecheck.report.folder import ReportFolder
 from moecheck.report.results import RunSummary
 from moecheck.report.summarise import summarise
 from moecheck.report.terminal import render, run_view
-from moecheck.runner.plan import Plan
+from moecheck.runner.plan import Plan, lacking
 from moecheck.runner.pool import default_memory
-from moecheck.runner.run import KernelRun, Settings, run_all
+from moecheck.runner.run import COMPILED, KernelRun, Settings, run_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,8 +203,21 @@ def _plans(discovery: Discovery, options: Options) -> list[Plan]:
             examples=options.examples,
             specs=kernel.declaration.specs,
         )
-        kept = tuple(case for case in cases if options.dtype in (None, case.dtype))
-        plans.append(Plan(target=kernel.target, declaration=kernel.declaration, device=kernel.device, cases=kept))
+        cases = [case for case in cases if options.dtype in (None, case.dtype)]
+        left: list[Case] = []
+        if kernel.declaration.backend in COMPILED:
+            takes = [case for case in cases if lacking(kernel.declaration, case) is None]
+            _, left = few_shapes(takes, COMPILED_SHAPES[options.profile])
+        plans.append(
+            Plan(
+                target=kernel.target,
+                declaration=kernel.declaration,
+                device=kernel.device,
+                cases=tuple(case for case in cases if case not in left),
+                left_out=tuple(left),
+                left_out_reason="another shape to compile for; --profile nightly runs all",
+            )
+        )
     return plans
 
 

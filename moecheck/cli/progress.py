@@ -41,7 +41,7 @@ class LiveProgress:
         """While the plans run; `done` pairs are counted as finished."""
         for plan in plans:
             name = plan.declaration.name
-            self._left[name] = sum((name, case.id) not in done for case in plan.cases)
+            self._left[name] = sum((name, case.id) not in done for case in (*plan.cases, *plan.left_out))
         if not self._console.is_terminal:
             yield
             return

@@ -14,12 +14,17 @@ from moecheck.spec import MoESpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One kernel and the cases it is to be judged on. device: `cpu`, `cuda` or `interpreter`."""
+    """One kernel and the cases it is to be judged on. device: `cpu`, `cuda` or `interpreter`.
+
+    left_out: cases that it is not given although it might take them, for `left_out_reason`.
+    """
 
     target: Target
     declaration: Declaration
     device: str
     cases: tuple[Case, ...]
+    left_out: tuple[Case, ...] = ()
+    left_out_reason: str = ""
 
     @property
     def interpreted(self) -> bool:

@@ -25,7 +25,7 @@ from moecheck.runner.worker import Outcome, run_case
 IN_FLIGHT = 2  # the next case runs while this one is judged
 MOST_DEATHS = 3  # after so many lost processes or exhausted memories the rest of the kernel's cases are not tried
 SHRINK_SECONDS = 6.0
-COMPILED = ("jax", "pallas_tpu", "triton")  # backends that compile for each new shape
+COMPILED = ("jax", "pallas_tpu")  # backends that compile for each new shape, for seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +103,9 @@ def run_kernel(
             runnable.append(case)
         else:
             sink(plan, [_closing(plan, case, [], Verdict.SKIP, reason)])
+    for case in plan.left_out:
+        if (name, case.id) not in done:
+            sink(plan, [_closing(plan, case, [], Verdict.SKIP, plan.left_out_reason)])
     if runnable:
         with KernelPool(memory=settings.memory, threads=settings.threads, store=store) as pool:
             if pools is not None:
