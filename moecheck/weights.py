@@ -13,6 +13,7 @@ from .spec import ExpertSpec
 
 OUTLIER_FACTOR = 50.0
 GATE = 64.0  # silu(64) = gelu(64) = 64 in every format up to fp32
+UP_SHARE = 0.5  # size of up against gate where all values are positive; exact in every format
 CANCELLING = 8.0  # the terms of an output are this much larger than the output
 
 
@@ -60,6 +61,8 @@ class ExpertWeights:
         fused = routing.num_fused_shared_experts - routing.num_zero_experts if case.op == "moe_layer" else 0
         self.count = (case.num_local_experts or case.num_experts) + fused
         self._scale13 = _power_of_two_near(_first_scale(case))
+        if self._spec.swiglu_limit is not None:  # rounded down, the clamp would hardly ever act
+            self._scale13 = float(np.exp2(np.ceil(np.log2(_first_scale(case)))))
         self._scale2 = _power_of_two_near(_second_scale(case, case.intermediate_size) / weight_norm(case))
 
     def w13(self, e: int) -> AnyArray:
@@ -105,7 +108,12 @@ class ExpertWeights:
             drawn = self._draw(name, (width * halves, H), self._scale13).reshape(halves, width, H)
             drawn[:, width // 2 : width // 2 * 2] = drawn[:, : width // 2]
             return self._rows_in_layout(drawn.reshape(width * halves, H))
-        return self._draw(name, (width * halves, H), self._scale13)
+        drawn = self._draw(name, (width * halves, H), self._scale13)
+        if self._case.stratum == "positive" and halves == 2:
+            # Every gate and every up is near its mean; equal means would hide an exchange of the two.
+            drawn[width:] *= drawn.dtype.type(UP_SHARE)
+            return self._rows_in_layout(drawn)
+        return drawn
 
     def _second(self, name: str, width: int, scale: float) -> AnyArray:
         shape = (self._case.hidden_size, width)
@@ -151,7 +159,7 @@ def _second_scale(case: Case, width: int) -> float:
     act = 1.22 * wanted**2 if spec.activation == "relu2" else 0.7 * wanted
     size = act * (np.hypot(wanted, spec.swiglu_beta) if spec.gated else 1.0)
     if case.stratum == "positive":
-        return float(np.sqrt(np.pi / 2) / (width * 1.4 * size))
+        return float(np.sqrt(np.pi / 2) / (width * 1.4 * size * (UP_SHARE if spec.gated else 1.0)))
     return float(1 / (np.sqrt(width) * size))
 
 

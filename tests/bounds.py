@@ -125,3 +125,9 @@ def z_limit(count: int) -> float:
 # Hadamard): together z^2 / 4n up to the last edge z = 3.49. The last cell's mean square exceeds its midpoint's by less
 # than 2, the difference between E[z^2 | z > a] and a^2. Both halves: 2 (3.05 + 2) / n; 2^-20 of rounding is far below.
 TABLE_VARIANCE = 2 * (3.49**2 / 4 + 2) / 4096
+
+# Root mean squares that make a case telling: gate and up beyond the linear part of an activation, below its saturation,
+# outputs about 1. Scales are rounded to powers of two, a factor of sqrt(2) either way about 2 (and again for the
+# output, whose activation enters by an estimate).
+GATE_UP_RMS = (1.0, 3.0)
+OUTPUT_RMS = (0.3, 3.0)
