@@ -266,7 +266,7 @@ class _Reproducer:
             return f"moecheck kernels --kernel {shlex.quote(kernel)}"
         target = self._targets[kernel]
         record = {
-            "id": case.id,
+            "id": case.digest,
             "spec_string": target.spec_string,
             "op": target.op,
             "backend": target.backend,

@@ -107,7 +107,11 @@ def _kernel(
     judged = {case: cases[case] for case, line in closing.items() if line.verdict != Verdict.SKIP}
     verdicts = [closing[case].verdict for case in judged]
     reasons = Counter(line.message or "no reason given" for line in closing.values() if line.verdict == Verdict.SKIP)
-    worst_case = max(judged, key=lambda case: _badness(judged[case]), default=None)
+    failing = [
+        case for case in judged if closing[case].verdict == worst(verdicts) and closing[case].verdict in FAILURES
+    ]
+    # Of failing cases the first: cases come in order of plainness, and a plain one tells best where the error is.
+    worst_case = failing[0] if failing else max(judged, key=lambda case: _badness(judged[case]), default=None)
     shown = decisive(judged[worst_case]) if worst_case else None
     return KernelSummary(
         name=declaration.name,
