@@ -3,6 +3,6 @@
 import os
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    from ._interpreter import correct
+    from moecheck.runner.triton_interpreter import correct
 
     correct()

@@ -9,7 +9,7 @@ import triton
 from triton.runtime import interpreter
 
 from moecheck import Unsupported
-from moecheck.kernels.triton import _interpreter
+from moecheck.runner import triton_interpreter
 from tests.kernels.interpreted import programs
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -18,7 +18,7 @@ FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 @pytest.fixture
 def stock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter as Triton ships it."""
-    for name, method in _interpreter.STOCK.items():
+    for name, method in triton_interpreter.STOCK.items():
         monkeypatch.setattr(interpreter.InterpreterBuilder, name, method)
 
 
@@ -126,23 +126,23 @@ def test_products_of_bf16_are_rounded_once() -> None:
 def test_another_release_of_triton_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "__version__", "3.12.0")
     with pytest.raises(Unsupported, match=r"3\.6 to 3\.9"):
-        _interpreter.check_internals()
+        triton_interpreter.check_internals()
 
 
 def test_a_numpy_too_new_for_triton_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "__version__", "3.6.0")
     monkeypatch.setattr(np, "__version__", "2.4.0")
     with pytest.raises(Unsupported, match="NumPy below 2"):
-        _interpreter.check_internals()
+        triton_interpreter.check_internals()
 
 
 def test_other_internals_are_declined(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_interpreter.STOCK, "create_dot", None)
+    monkeypatch.setitem(triton_interpreter.STOCK, "create_dot", None)
     with pytest.raises(Unsupported, match="create_dot takes None"):
-        _interpreter.check_internals()
+        triton_interpreter.check_internals()
 
 
 def test_correcting_twice_changes_nothing() -> None:
     before = interpreter.InterpreterBuilder.create_dot
-    _interpreter.correct()
+    triton_interpreter.correct()
     assert interpreter.InterpreterBuilder.create_dot is before

@@ -12,11 +12,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-
-import moecheck
 import triton
 import triton.language as tl
 from triton.runtime import interpreter
+
+import moecheck
 
 OLDEST, NEWEST = (3, 6), (3, 9)
 _METHODS = {
