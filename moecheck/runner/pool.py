@@ -8,6 +8,7 @@ import signal
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
@@ -19,7 +20,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from moecheck.runner import PRELOAD_VARIABLE
 from moecheck.runner.crash_log import last_words
-from moecheck.runner.worker import initialise
+from moecheck.runner.worker import CLEAN_EXIT, initialise
 
 GIB = 1 << 30
 
@@ -41,18 +42,22 @@ class KernelPool:
     def __init__(self, *, memory: int, threads: int, store: str | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="moecheck-")
         self._log = Path(self._folder.name) / "output.txt"
-        self._memory = memory
+        self._initial = (str(self._log), memory, threads, store)
+        self._closed = False
+        self._open()
+
+    def _open(self) -> None:
         context = start_context()
         self._leash, self._hand = context.Pipe(duplex=False)
         self._pool = ProcessPool(
-            max_workers=1,
-            context=context,
-            initializer=initialise,
-            initargs=(str(self._log), memory, threads, store, self._leash),
+            max_workers=1, context=context, initializer=initialise, initargs=(*self._initial, self._leash)
         )
 
     def submit(self, function: Callable[..., Any], *args: Any, timeout: float, **kwargs: Any) -> Any:
         """Start a call; hand the result to `wait`. The timeout in seconds counts from when the worker takes it up."""
+        if not self._pool.active and not self._closed:
+            self._release()
+            self._open()
         return self._pool.schedule(function, args=args, kwargs=kwargs, timeout=timeout)
 
     def wait(self, future: Any) -> Any:
@@ -63,15 +68,26 @@ class KernelPool:
             raise WorkerTimeout from error
         except ProcessExpired as error:
             raise WorkerDied(self._how(error.exitcode)) from error
+        except BrokenProcessPool as error:  # something that an earlier call left running ended the process
+            raise WorkerDied(
+                f"Its process ended between two calls; {last_words(self._log) or 'nothing was printed'}."
+            ) from error
 
     def cancel(self, future: Any) -> None:
         """Give up a call, also one that is running."""
         future.cancel()
 
     def close(self) -> None:
+        """Stop the process, also in the middle of a call: whoever waits for that gets a CancelledError."""
+        self._closed = True
+        self._release()
+        self._folder.cleanup()
+
+    def _release(self) -> None:
         self._pool.stop()  # type: ignore[no-untyped-call]  # pebble leaves it untyped
         self._pool.join()
-        self._folder.cleanup()
+        self._hand.close()
+        self._leash.close()
 
     def __enter__(self) -> KernelPool:
         return self
@@ -82,7 +98,7 @@ class KernelPool:
         self.close()
 
     def _how(self, code: int | None) -> str:
-        code = code or 0
+        code = 0 if code in (None, CLEAN_EXIT) else code
         tail = last_words(self._log)
         how = f"exit code {code}"
         if code < 0:
