@@ -1,0 +1,67 @@
+"""Runs the command line inside the test's process, or as a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moecheck.checks.finding import Finding
+from moecheck.cli import run
+from moecheck.report.folder import ReportFolder
+
+# Few cases of small size: these tests are about the runner, not about numbers.
+QUICK = ("--profile", "quick", "--examples", "0", "--dtype", "fp32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a user sees of one command. folder: the newest report below `--out`."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+
+    def kernel(self, spec: str) -> dict[str, Any]:
+        """The record of one kernel in summary.json."""
+        return next(kernel for kernel in self.summary()["kernels"] if kernel["name"] == spec)
+
+    def summary(self) -> dict[str, Any]:
+        data = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
+        assert isinstance(data, dict)
+        return data
+
+    def findings(self, spec: str) -> list[Finding]:
+        return [finding for finding in ReportFolder.open(self.folder).findings() if finding.kernel == spec]
+
+
+def moecheck(*arguments: str | Path, out: Path | None = None) -> Result:
+    """Run one command in this process; out: given as `--out`."""
+    words = [*map(str, arguments), *(("--out", str(out)) if out else ())]
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        code = run(words)
+    return Result(code=code, out=stdout.getvalue(), err=stderr.getvalue(), folder=(out or Path()) / "latest")
+
+
+def command(*arguments: str | Path) -> list[str]:
+    """The same command as words for a process of its own."""
+    return [sys.executable, "-m", "moecheck", *map(str, arguments)]
+
+
+def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+    """Start it in a process group of its own."""
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
