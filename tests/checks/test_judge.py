@@ -1,0 +1,145 @@
+"""Every case of every op: the reference's own output passes; zeros, a swapped row and NaN fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from moecheck.cases import Case
+from moecheck.checks.finding import FAILURES, Verdict
+from moecheck.checks.judge import VALUE_OPS, Limits, judge, poison_sizes
+from moecheck.curated import cases_for
+from moecheck.formats import AnyArray
+from moecheck.ops import OPS
+from moecheck.oracle import Oracle
+from tests.checks.honest import honest_outputs, verdict_of
+
+CASES = [case for op in OPS for case in cases_for(op, profile="quick", seed=0)]
+LIMITS = Limits()
+
+
+def verdict(case: Case, outputs: tuple[AnyArray, ...], oracle: Oracle) -> Verdict:
+    return verdict_of(judge(case, outputs, oracle, LIMITS, None))
+
+
+def swaps(case: Case, outputs: tuple[AnyArray, ...]) -> Iterator[tuple[AnyArray, ...]]:
+    """The outputs with two different rows of one of them exchanged, for each output where order carries meaning."""
+    free = {  # rows that a kernel may order, or leave unspecified, as it likes; permuted rows are tested below
+        "align_block_size": ("sorted_token_ids", "expert_ids", "num_tokens_post_padded"),
+        "permute": ("permuted", "permuted_scale"),
+    }.get(case.op, ())
+    if case.op == "topk_routing":
+        chosen = [set(row) for row in outputs[1].tolist()]
+        order = np.arange(len(chosen))
+        other = next(j for j in range(1, len(chosen)) if chosen[j] != chosen[0])
+        order[[0, other]] = order[[other, 0]]
+        yield outputs[0][order], outputs[1][order]
+        return
+    for i, arg in enumerate(OPS[case.op].outputs):
+        rows = outputs[i]
+        if arg.name in free or rows.ndim == 0 or len(rows) < 2:
+            continue
+        other = next((j for j in range(1, len(rows)) if not np.array_equal(rows[0], rows[j])), None)
+        if other is not None:
+            swapped = rows.copy()
+            swapped[[0, other]] = rows[[other, 0]]
+            yield (*outputs[:i], swapped, *outputs[i + 1 :])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_right_passes_and_wrong_fails(case: Case) -> None:
+    oracle = Oracle()
+    outputs = honest_outputs(case, oracle)
+    empty = case.num_tokens == 0 and case.op != "problem_sizes"
+
+    assert verdict(case, outputs, oracle) is (Verdict.VACUOUS if empty else Verdict.PASS)
+    if case.num_tokens < 2:
+        return
+    zeros = tuple(np.zeros_like(output) for output in outputs)
+    assert verdict(case, zeros, oracle) in FAILURES
+    wrong = list(swaps(case, outputs))
+    assert wrong or case.op == "align_block_size"
+    for swapped in wrong:
+        assert verdict(case, swapped, oracle) in FAILURES
+    for i, output in enumerate(outputs):
+        if output.dtype.kind not in "iu" and output.size and not (case.op == "permute" and i == 1):
+            row = int(outputs[3].max()) if case.op == "permute" else len(output) // 2
+            poisoned = output.copy()
+            poisoned[row, -1] = np.nan
+            assert verdict(case, (*outputs[:i], poisoned, *outputs[i + 1 :]), oracle) in FAILURES
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.op in VALUE_OPS and case.num_tokens > 1], ids=lambda case: case.id
+)
+def test_five_percent_too_much_fails(case: Case) -> None:
+    oracle = Oracle()
+    (out,) = honest_outputs(case, oracle)
+
+    assert verdict(case, ((out.astype(np.float64) * 1.05).astype(out.dtype),), oracle) in FAILURES
+
+
+@pytest.mark.parametrize("op", ["fused_experts", "align_block_size", "unpermute"])
+def test_a_wrong_output_of_a_vacuous_case_still_fails(op: str) -> None:
+    case, oracle = _all_padding(op), Oracle()
+    outputs = honest_outputs(case, oracle)
+    wrong = {"align_block_size": 2}.get(op, 0)
+    broken = [output.copy() for output in outputs]
+    broken[wrong].reshape(-1)[-1] = 7
+
+    assert verdict(case, outputs, oracle) is Verdict.VACUOUS
+    assert verdict(case, tuple(broken), oracle) in FAILURES
+
+
+def test_a_tolerance_that_zeros_pass_makes_the_case_vacuous() -> None:
+    case, oracle = Case(op="fused_experts"), Oracle()
+    outputs = honest_outputs(case, oracle)
+    generous = Limits(tol=100.0)
+
+    assert verdict_of(judge(case, outputs, oracle, generous, None)) is Verdict.VACUOUS
+    assert verdict_of(judge(case, (np.zeros_like(outputs[0]),), oracle, generous, None)) in FAILURES
+
+
+def test_the_cap_on_mismatches_reaches_the_verdict() -> None:
+    case, oracle = Case(op="fused_experts"), Oracle()
+    outputs = honest_outputs(case, oracle)
+    strict = Limits(tol=0.0, max_mismatch=0.0)
+
+    assert verdict_of(judge(case, outputs, oracle, strict, None)) is Verdict.FAIL
+    assert verdict_of(judge(case, outputs, oracle, Limits(tol=0.0), None)) is Verdict.PASS
+
+
+def test_the_report_gets_the_output_and_what_it_was_compared_with() -> None:
+    case, oracle = Case(op="fused_experts"), Oracle()
+    (out,) = honest_outputs(case, oracle)
+    judged = judge(case, (out,), oracle, LIMITS, None)
+
+    assert judged.out is out
+    assert judged.values is not None
+    assert [judgement.check for judgement in judged.judgements] == ["contract", "values"]
+
+
+def test_a_broken_contract_stops_the_judging() -> None:
+    case, oracle = Case(op="fused_experts"), Oracle()
+    judged = judge(case, (np.zeros((1, 1)),), oracle, LIMITS, None)
+
+    assert [judgement.check for judgement in judged.judgements] == ["contract"]
+    assert verdict_of(judged) is Verdict.PROVEN_WRONG
+
+
+@pytest.mark.parametrize("op", list(OPS))
+def test_only_single_outputs_of_known_shape_can_be_given(op: str) -> None:
+    case, oracle = Case(op=op), Oracle()
+    outputs = honest_outputs(case, oracle)
+    wanted = outputs[0].shape if len(outputs) == 1 else None
+
+    assert poison_sizes(case, oracle.inputs(case)) == wanted
+
+
+def _all_padding(op: str) -> Case:
+    """The first case by seed whose every id is -1."""
+    cases = (Case(op=op, load="padding", num_tokens=1, dtype="fp32", seed=seed) for seed in range(1000))
+    name = "inv_permuted_idx" if op == "unpermute" else "topk_ids"
+    return next(case for case in cases if (case.inputs()[name] == -1).all())
