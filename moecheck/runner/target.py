@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -43,6 +44,9 @@ class Target:
 def load(target: Target) -> tuple[Callable[..., Any], Declaration]:
     """Import the kernel and read its declaration; UsageError when it is not there or cannot serve."""
     module = import_place(target.place)
+    if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") == "1":
+        # Stock Triton's interpreter is wrong in bf16 and fp8: without this a verdict would be about the interpreter.
+        importlib.import_module("moecheck.runner.triton_interpreter").correct()
     function = getattr(module, target.function, None)
     if function is None:
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
