@@ -25,11 +25,15 @@ IMPORT_TIMEOUT = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A kernel that can be run: where it is, what it declares, and the device that it runs on here."""
+    """A kernel that can be run: where it is, what it declares, and the device that it runs on here.
+
+    import_seconds: what importing it took, which a fresh process pays again.
+    """
 
     target: Target
     declaration: Declaration
     device: str
+    import_seconds: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,9 +79,7 @@ def discover_builtin(*, memory: int, jobs: int) -> Discovery:
             discovery.broken[short] = result.error
         for declaration in result.declarations:
             target = Target(spec_string=declaration.spec_string, name=declaration.name)
-            discovery.found.append(
-                Found(target=target, declaration=declaration, device=result.devices[declaration.name])
-            )
+            discovery.found.append(_found(target, declaration, result))
     _check_unique(discovery.found)
     return discovery
 
@@ -99,7 +101,12 @@ def discover(specs: Sequence[str], *, op: str | None, backend: str | None, memor
         discovery = builtin if not specs else _only(builtin, set(named))
     for name, point in points.items():
         if not specs or name in named:
-            discovery.found.extend(_inspect([_entry_target(point)], memory=memory))
+            try:
+                discovery.found.extend(_inspect([_entry_target(point)], memory=memory))
+            except UsageError as error:
+                if name in named:
+                    raise
+                discovery.broken[name] = str(error)  # somebody else's package must not keep all others from running
     discovery.found.extend(_inspect([_located(spec, op, backend) for spec in located], memory=memory))
     _check_unique(discovery.found)
     return discovery
@@ -136,8 +143,13 @@ def _inspect(targets: Iterable[Target], *, memory: int) -> list[Found]:
             raise UsageError(problem)
         declaration = result.declarations[0]
         located = replace(target, op=declaration.op, backend=declaration.backend, name=declaration.name)
-        found.append(Found(target=located, declaration=declaration, device=result.devices[declaration.name]))
+        found.append(_found(located, declaration, result))
     return found
+
+
+def _found(target: Target, declaration: Declaration, loaded: Loaded) -> Found:
+    device = loaded.devices[declaration.name]
+    return Found(target=target, declaration=declaration, device=device, import_seconds=loaded.seconds)
 
 
 def _inspect_modules(modules: Sequence[str], memory: int) -> dict[str, Loaded]:

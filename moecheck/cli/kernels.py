@@ -214,6 +214,7 @@ def _plans(discovery: Discovery, options: Options) -> list[Plan]:
                 declaration=kernel.declaration,
                 device=kernel.device,
                 cases=tuple(case for case in cases if case not in left),
+                import_seconds=kernel.import_seconds,
                 left_out=tuple(left),
                 left_out_reason="another shape to compile for; --profile nightly runs all",
             )

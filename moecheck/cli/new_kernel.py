@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from keyword import iskeyword
 from pathlib import Path
 
 import click
@@ -22,8 +23,8 @@ def new_kernel(name: str, op: str, backend: str) -> int:
     """Write NAME.py, a kernel that raises Unsupported until you fill it in."""
     check_known("op", op, OPS)
     check_known("backend", backend, BACKENDS)
-    if not name.isidentifier():
-        raise UsageError(f"{name!r} must be a Python name: letters, digits and underscores.")
+    if not name.isidentifier() or iskeyword(name):
+        raise UsageError(f"{name!r} must be a Python name: letters, digits and underscores, no keyword.")
     path = Path(f"{name}.py")
     templates = Environment(loader=PackageLoader("moecheck.cli"), undefined=StrictUndefined, keep_trailing_newline=True)
     text = templates.get_template("kernel.py.j2").render(

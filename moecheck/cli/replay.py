@@ -51,7 +51,13 @@ def replay(case: str, kernel: str | None, tol: float | None, timeout: float) -> 
         shrink=False,
         draw_all=True,
     )
-    plan = Plan(target=found[0].target, declaration=declaration, device=found[0].device, cases=(record,))
+    plan = Plan(
+        target=found[0].target,
+        declaration=declaration,
+        device=found[0].device,
+        cases=(record,),
+        import_seconds=found[0].import_seconds,
+    )
     findings: list[Finding] = []
     run = run_kernel(plan, settings, lambda _, lines: findings.extend(lines), oracle=Oracle(), done=set())
     view = replay_view(findings, picture=run.picture, width=width())

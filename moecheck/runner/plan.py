@@ -16,6 +16,7 @@ from moecheck.spec import MoESpec
 class Plan:
     """One kernel and the cases it is to be judged on. device: `cpu`, `cuda` or `interpreter`.
 
+    import_seconds: what a fresh process needs to import the kernel; calls are given that much longer.
     left_out: cases that it is not given although it might take them, for `left_out_reason`.
     """
 
@@ -23,6 +24,7 @@ class Plan:
     declaration: Declaration
     device: str
     cases: tuple[Case, ...]
+    import_seconds: float = 0.0
     left_out: tuple[Case, ...] = ()
     left_out_reason: str = ""
 

@@ -160,7 +160,9 @@ class _KernelLoop:
 
     def _submit(self, case: Case) -> object:
         declared = self.run.plan.declaration.deterministic is True and bool(case.name)
-        return self.pool.submit(run_case, self.run.plan.target, case, twice=declared, timeout=self.settings.timeout)
+        # A fresh process imports the kernel first; twice what that took elsewhere is not counted as the kernel's.
+        timeout = self.settings.timeout + 2 * self.run.plan.import_seconds
+        return self.pool.submit(run_case, self.run.plan.target, case, twice=declared, timeout=timeout)
 
     def _outcome(self, future: object) -> Outcome:
         try:

@@ -71,10 +71,11 @@ def is_file(place: str) -> bool:
 def import_place(place: str) -> ModuleType:
     """The module of a dotted name or of a .py file.
 
-    ModuleNotFoundError passes; a file that cannot be read or parsed is a UsageError.
+    A module may lie in the current folder. ModuleNotFoundError of something that it imports passes; a file that cannot
+    be read or parsed is a UsageError, and so is a module that does not exist.
     """
     if not is_file(place):
-        return importlib.import_module(place)
+        return _import_module(place)
     path = Path(place).resolve()
     name = f"moecheck_user_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
     if name in sys.modules:
@@ -99,6 +100,18 @@ def import_place(place: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _import_module(name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise UsageError(f"There is no module {name}: {error.name!r} is neither installed nor here.") from error
+        raise
 
 
 def place_of(error: BaseException, file: str | None = None) -> str:

@@ -55,13 +55,17 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """What a process found at a target: declarations with their devices, or why there are none."""
+    """What a process found at a target: declarations with their devices, or why there are none.
+
+    seconds: what the import took.
+    """
 
     declarations: tuple[Declaration, ...] = ()
     devices: dict[str, str] = field(default_factory=dict)
     skip: str | None = None
     error: str | None = None
     usage: str | None = None
+    seconds: float = 0.0
 
 
 def initialise(log: str, memory: int, threads: int, store: str | None, leash: Connection) -> None:
@@ -97,9 +101,11 @@ def _mark_clean_exits() -> None:
 
 def inspect_target(target: Target) -> Loaded:
     """The declaration of one kernel, or the sentence that says why it cannot be had."""
+    start = time.perf_counter()
     try:
         _, declaration = _loaded(target)
-        return Loaded(declarations=(declaration,), devices={declaration.name: device_of(declaration.backend)})
+        devices = {declaration.name: device_of(declaration.backend)}
+        return Loaded(declarations=(declaration,), devices=devices, seconds=time.perf_counter() - start)
     except ModuleNotFoundError as error:
         return _import_failed(error, target.place, user=True)
     except UsageError as error:
@@ -110,6 +116,7 @@ def inspect_target(target: Target) -> Loaded:
 
 def inspect_module(place: str) -> Loaded:
     """The declarations of all kernels that a module of moecheck.kernels defines."""
+    start = time.perf_counter()
     try:
         module = import_place(place)
         found = [
@@ -124,7 +131,7 @@ def inspect_module(place: str) -> Loaded:
         return _import_failed(error, place, user=False)
     except Exception as error:
         return Loaded(error=f"importing {place} fails: {_sentence(error, place)}")
-    return Loaded(declarations=tuple(found), devices=devices)
+    return Loaded(declarations=tuple(found), devices=devices, seconds=time.perf_counter() - start)
 
 
 def run_case(target: Target, case: Case, *, twice: bool = False) -> Outcome:
