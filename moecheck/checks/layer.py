@@ -7,6 +7,8 @@ is left out.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from moecheck import metrics
@@ -73,10 +75,11 @@ def _take_nearer(
         ids[token, : case.spec.routing.top_k] = sets[token][alternative]
     topk = (module.weights_of_ids(**arguments, topk_ids=ids), ids)
     tried = oracle.values(case, numerics, topk=topk)
+    # Given weights count as exact, while the kernel computes its own: the reference's choice has that error in sigma.
+    tried = replace(tried, sigma=np.maximum(tried.sigma, best.sigma))
     nearer = [token for token in rows if _distance(out, tried, token) < _distance(out, best, token)]
-    # Given weights count as exact in `tried`, while the kernel computes its own: the reference's choice has that error.
-    best.sigma[nearer] = np.maximum(tried.sigma[nearer], best.sigma[nearer])
-    best.true[nearer], best.rounded[nearer] = tried.true[nearer], tried.rounded[nearer]
+    best.true[nearer], best.sigma[nearer] = tried.true[nearer], tried.sigma[nearer]
+    best.rounded[nearer] = tried.rounded[nearer]
 
 
 def _distance(out: Float64, values: Values, token: int) -> float:

@@ -41,10 +41,10 @@ def swaps(case: Case, outputs: tuple[AnyArray, ...]) -> Iterator[tuple[AnyArray,
         rows = outputs[i]
         if arg.name in free or rows.ndim == 0 or len(rows) < 2:
             continue
-        other = next((j for j in range(1, len(rows)) if not np.array_equal(rows[0], rows[j])), None)
-        if other is not None:
+        others = [j for j in range(1, len(rows)) if not np.array_equal(rows[0], rows[j])]
+        if others:
             swapped = rows.copy()
-            swapped[[0, other]] = rows[[other, 0]]
+            swapped[[0, others[0]]] = rows[[others[0], 0]]
             yield (*outputs[:i], swapped, *outputs[i + 1 :])
 
 
