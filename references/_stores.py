@@ -71,4 +71,5 @@ def linear_variance(x: Float64, variance: Float64 | None, w: Float64, y: Float64
     for start in range(0, w.shape[0], COLUMNS):
         part = w[start : start + COLUMNS]
         np.matmul(each, np.square(part, out=squares[: len(part)]).T, out=out[:, start : start + COLUMNS])
-    return out + np.square(y) * (U32**2 * x.shape[1] / 16.0)
+    out += np.square(y) * (U32**2 * x.shape[1] / 16.0)
+    return out
