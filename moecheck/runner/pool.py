@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
@@ -44,6 +45,7 @@ class KernelPool:
         self._log = Path(self._folder.name) / "output.txt"
         self._initial = (str(self._log), memory, threads, store)
         self._closed = False
+        self._pending: set[Any] = set()  # the pool forgets them when it is stopped
         self._open()
 
     def _open(self) -> None:
@@ -58,28 +60,41 @@ class KernelPool:
         if not self._pool.active and not self._closed:
             self._release()
             self._open()
-        return self._pool.schedule(function, args=args, kwargs=kwargs, timeout=timeout)
+        future = self._pool.schedule(function, args=args, kwargs=kwargs, timeout=timeout)
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        return future
 
     def wait(self, future: Any) -> Any:
         """The call's result. Raises WorkerDied or WorkerTimeout."""
         try:
             return future.result()
-        except FutureTimeout as error:
-            raise WorkerTimeout from error
-        except ProcessExpired as error:
-            raise WorkerDied(self._how(error.exitcode)) from error
-        except BrokenProcessPool as error:  # something that an earlier call left running ended the process
-            raise WorkerDied(
-                f"Its process ended between two calls; {last_words(self._log) or 'nothing was printed'}."
-            ) from error
+        except (FutureTimeout, ProcessExpired, BrokenProcessPool) as error:
+            raise self._reason(error) from error
+
+    def _reason(self, error: Exception) -> Exception:
+        if self._closed:  # the end of the process was ours
+            return CancelledError()
+        if isinstance(error, FutureTimeout):
+            return WorkerTimeout()
+        if isinstance(error, ProcessExpired):
+            return WorkerDied(self._how(error.exitcode))
+        # Something that an earlier call left running ended it.
+        return WorkerDied(f"Its process ended between two calls; {last_words(self._log) or 'nothing was printed'}.")
 
     def cancel(self, future: Any) -> None:
         """Give up a call, also one that is running."""
         future.cancel()
 
-    def close(self) -> None:
-        """Stop the process, also in the middle of a call: whoever waits for that gets a CancelledError."""
+    def interrupt(self) -> None:
+        """Called from another thread: whoever waits for a call gets a CancelledError and so comes to `close`."""
         self._closed = True
+        for future in list(self._pending):
+            future.cancel()
+
+    def close(self) -> None:
+        """Stop the process, also in the middle of a call."""
+        self.interrupt()
         self._release()
         self._folder.cleanup()
 

@@ -77,7 +77,7 @@ def run_all(plans: list[Plan], settings: Settings, sink: Sink, *, done: set[tupl
             except BaseException:  # Ctrl-C: do not wait for the calls that are running
                 threads.shutdown(wait=False, cancel_futures=True)
                 for pool in pools:
-                    pool.close()
+                    pool.interrupt()
                 raise
 
 

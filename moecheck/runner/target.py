@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 import traceback
@@ -56,7 +57,7 @@ def load(target: Target) -> tuple[Callable[..., Any], Declaration]:
     declaration = getattr(function, "__moecheck__", None)
     if declaration is None:
         op = target.op or _infer_op(function)
-        backend = target.backend or _infer_backend(module)
+        backend = target.backend or _infer_backend(function)
         declaration = describe(function, op=op, backend=backend)
     elif target.op not in (None, declaration.op):
         raise UsageError(f"{target.spec_string} declares op={declaration.op!r}, not {target.op!r}.")
@@ -133,8 +134,9 @@ def _infer_op(function: Callable[..., Any]) -> str:
     raise UsageError(f"Which op is {getattr(function, '__name__', 'the function')!r}? Say --op ({found}).")
 
 
-def _infer_backend(module: ModuleType) -> str:
-    """torch, jax or numpy: the first of them that the module's names refer to."""
-    packages = {getattr(value, "__name__", "").partition(".")[0] for value in vars(module).values()}
-    packages |= {(getattr(value, "__module__", None) or "").partition(".")[0] for value in vars(module).values()}
+def _infer_backend(function: Callable[..., Any]) -> str:
+    """torch, jax or numpy: the first of them that the names around the function refer to."""
+    names = getattr(inspect.unwrap(function), "__globals__", {}).values()
+    packages = {getattr(value, "__name__", "").partition(".")[0] for value in names}
+    packages |= {(getattr(value, "__module__", None) or "").partition(".")[0] for value in names}
     return next((backend for backend in ("torch", "jax", "numpy") if backend in packages), BACKENDS[0])
