@@ -17,6 +17,7 @@ from moecheck.checks.place import shares
 from moecheck.checks.values import MOST_UNDEFINED, is_vacuous, judge_values
 from moecheck.formats import FORMATS, Float64, round_to
 from moecheck.oracle import Oracle, Values
+from tests.bounds import largest_z
 
 TOL = 1e-2
 Plant = Callable[[Float64], None]
@@ -121,6 +122,7 @@ def test_the_bound_is_z_limit_times_sigma_on_either_side() -> None:
 
 def test_z_limit_grows_with_the_number_of_elements() -> None:
     assert z_limit(0) == z_limit(1) < z_limit(1000) < z_limit(1_000_000)
+    assert z_limit(1000) == largest_z(1000)
 
 
 @pytest.mark.parametrize("out", [-1.0, 0.0, np.nan, np.inf], ids=str)
