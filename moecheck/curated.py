@@ -71,7 +71,9 @@ def cases_for(
 
 def few_shapes(cases: list[Case], most: int) -> tuple[list[Case], list[Case]]:
     """The cases of the first `most` distinct shapes, and those left out: what a compiler would have to compile for."""
-    kept, left, shapes = [], [], set()
+    kept: list[Case] = []
+    left: list[Case] = []
+    shapes: set[str] = set()
     for case in cases:
         shape = replace(case, stratum="random", load="random", layout="contiguous", seed=0, name="", reason="").digest
         if len(shapes) < most:

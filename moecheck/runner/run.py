@@ -67,8 +67,11 @@ def run_all(plans: list[Plan], settings: Settings, sink: Sink, *, done: set[tupl
     with tempfile.TemporaryDirectory(prefix="moecheck-inputs-") as store:
         oracle = Oracle(load=lambda case: shared_inputs(case, store))
         pools: list[KernelPool] = []
-        # The jobs share the cores: a matrix product of theirs that starts threads of its own only waits for them.
-        with threadpool_limits(settings.threads, "blas"), ThreadPoolExecutor(max_workers=settings.jobs) as threads:
+        # The kernels' processes run meanwhile: a matrix product with more threads than cores only waits for them.
+        with (
+            threadpool_limits(max(1, settings.threads - 1), "blas"),
+            ThreadPoolExecutor(max_workers=settings.jobs) as threads,
+        ):
             runs = threads.map(
                 lambda plan: run_kernel(plan, settings, sink, oracle=oracle, done=done, store=store, pools=pools), order
             )

@@ -23,7 +23,7 @@ from moecheck.errors import MoecheckError, Unsupported, UsageError
 from moecheck.formats import FORMATS, AnyArray
 from moecheck.kernel import Declaration
 from moecheck.oracle import spec_part
-from moecheck.runner.arrays import JAX_BACKENDS, device_of, synchronize, to_native, to_numpy
+from moecheck.runner.arrays import JAX_BACKENDS, changed, device_of, synchronize, to_native, to_numpy
 from moecheck.runner.input_store import shared_inputs
 from moecheck.runner.leash import bind
 from moecheck.runner.missing import missing_package
@@ -188,7 +188,7 @@ def _call(function: Callable[..., Any], declaration: Declaration, case: Case, in
             outputs.append(np.zeros(0) if value is None and len(results) > 1 else to_numpy(value))
         except (TypeError, NotImplementedError) as error:
             return Outcome(problem=(Verdict.PROVEN_WRONG, f"It returned no array: {error}."), seconds=seconds)
-    modified = tuple(name for name, value in native.items() if to_numpy(value).tobytes() != kept[name].tobytes())
+    modified = tuple(name for name, value in native.items() if changed(value, inputs[name], kept[name]))
     return Outcome(outputs=tuple(outputs), seconds=seconds, modified=modified)
 
 
