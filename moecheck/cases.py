@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,9 +132,7 @@ class Case:
     @property
     def digest(self) -> str:
         """Eight hex digits over everything but name and reason."""
-        data = {name: value for name, value in self.to_json().items() if name not in ("name", "reason")}
-        text = json.dumps(data, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+        return _digest(self)
 
     @property
     def key(self) -> str:
@@ -174,6 +173,13 @@ class Case:
             raise CaseError(f"The case record does not fit: {error}.") from error
         except SpecError as error:
             raise CaseError(f"The case's spec does not fit: {error}") from error
+
+
+@lru_cache(maxsize=1 << 14)
+def _digest(case: Case) -> str:
+    data = {name: value for name, value in case.to_json().items() if name not in ("name", "reason")}
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def read_case(path: Path) -> tuple[Case, dict[str, Any]]:
