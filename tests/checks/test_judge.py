@@ -66,9 +66,10 @@ def test_right_passes_and_wrong_fails(case: Case) -> None:
     for i, output in enumerate(outputs):
         if output.dtype.kind not in "iu" and output.size and not (case.op == "permute" and i == 1):
             row = int(outputs[3].max()) if case.op == "permute" else len(output) // 2
-            poisoned = output.copy()
-            poisoned[row, -1] = np.nan
-            assert verdict(case, (*outputs[:i], poisoned, *outputs[i + 1 :]), oracle) in FAILURES
+            for wrong_number in (np.nan, np.inf, -np.inf):
+                poisoned = output.copy()
+                poisoned[row, -1] = wrong_number
+                assert verdict(case, (*outputs[:i], poisoned, *outputs[i + 1 :]), oracle) in FAILURES
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,16 @@ def test_a_wrong_output_of_a_vacuous_case_still_fails(op: str) -> None:
 
     assert verdict(case, outputs, oracle) is Verdict.VACUOUS
     assert verdict(case, tuple(broken), oracle) in FAILURES
+
+
+@pytest.mark.parametrize("op", ["fused_experts", "grouped_gemm"])
+def test_an_integer_case_allows_no_bit_of_difference(op: str) -> None:
+    case, oracle = Case(op=op, stratum="integer"), Oracle()
+    (out,) = honest_outputs(case, oracle)
+    row, column = np.argwhere(out != 0)[0]
+    out[row, column] = np.nextafter(out[row, column], out.dtype.type(0))
+
+    assert verdict(case, (out,), oracle) is Verdict.PROVEN_WRONG
 
 
 def test_a_tolerance_that_zeros_pass_makes_the_case_vacuous() -> None:
