@@ -46,7 +46,7 @@ def to_numpy(value: Any) -> AnyArray:
     """A kernel's output as a NumPy array of the same bits; TypeError when it is no array of a known framework."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        tensor = value.detach().cpu()
+        tensor = value.detach().cpu().resolve_conj().resolve_neg()
         if tensor.dtype == torch.bfloat16:
             bits = tensor.contiguous().view(torch.int16).numpy()
             return np.array(bits.view(ml_dtypes.bfloat16), copy=True)

@@ -1,0 +1,70 @@
+"""Arrays travel between NumPy and the frameworks bit for bit."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from moecheck.formats import AnyArray
+from moecheck.runner.arrays import device_of, to_native, to_numpy
+
+ALL_BITS = np.arange(1 << 16, dtype=np.uint16)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax", "numpy"])
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16], ids=["bf16", "fp16"])
+def test_all_bit_patterns_survive(backend: str, dtype: type[np.generic]) -> None:
+    array: AnyArray = ALL_BITS.view(dtype)
+    back = to_numpy(to_native(array, backend))
+    assert back.dtype == array.dtype
+    assert back.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax", "numpy"])
+@pytest.mark.parametrize("shape", [(), (0,), (0, 4), (3, 1, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.int32], ids=["float32", "int32"])
+def test_shapes_survive(backend: str, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+    array: AnyArray = np.ones(shape, dtype)
+    back = to_numpy(to_native(array, backend))
+    assert (back.shape, back.dtype) == (array.shape, array.dtype)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32], ids=["bf16", "fp32"])
+def test_strided_rows_stay_strided_in_torch(dtype: type[np.generic]) -> None:
+    array: AnyArray = np.zeros((4, 10), dtype)[:, :6]
+    tensor = to_native(array, "torch")
+    assert (tuple(tensor.shape), tensor.stride()) == ((4, 6), (10, 1))
+    assert not tensor.is_contiguous()
+
+
+def test_an_output_is_a_copy() -> None:
+    tensor = torch.zeros(3)
+    array = to_numpy(tensor)
+    tensor += 1
+    assert array.tolist() == [0, 0, 0]
+
+
+def test_a_tensor_that_wants_its_gradient_or_is_a_lazy_view_is_read() -> None:
+    assert to_numpy(torch.ones(2, requires_grad=True)).tolist() == [1, 1]
+    assert to_numpy(torch.ones(2, dtype=torch.complex64).conj()).tolist() == [1, 1]
+    assert to_numpy(torch.ones(2, 3, dtype=torch.bfloat16).T).shape == (3, 2)
+
+
+@pytest.mark.parametrize("value", [None, [1.0], 3, "x", {"out": 1}, object()], ids=repr)
+def test_what_is_no_array_is_refused(value: object) -> None:
+    with pytest.raises(TypeError, match="is no torch, jax or NumPy array"):
+        to_numpy(value)
+
+
+def test_devices_without_an_accelerator() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    assert [device_of(backend) for backend in ("torch", "triton", "jax", "pallas_tpu", "numpy")] == [
+        "cpu",
+        "interpreter",
+        "cpu",
+        "interpreter",
+        "cpu",
+    ]
