@@ -284,7 +284,9 @@ def route(
     if name == "gpt_oss":
         set_weight(built, "bias", router_logits.new_zeros(num_experts))
     with torch.no_grad():
-        _, weights, ids = router.forward(built, router_logits, correction_bias)
+        first, weights, last = router.forward(built, router_logits, correction_bias)
+    # The logits come first and the ids last; Granite's class of release 5.17 has them the other way round.
+    ids = first if last.is_floating_point() else last
     return weights.float(), ids.to(torch.int32)
 
 
