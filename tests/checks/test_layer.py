@@ -119,6 +119,7 @@ def test_too_many_legal_sets_decide_nothing() -> None:
 
     assert all(len(sets) == 17 for sets in options(case))
     assert verdict_of(result) is Verdict.INCONCLUSIVE
+    assert result.judgements[-1].verdict is Verdict.INCONCLUSIVE
     assert "PASS" not in [judgement.verdict.name for judgement in result.judgements if judgement.check == "values"]
     assert result.judgements[-1].numbers["left_out_share"] == 1
 

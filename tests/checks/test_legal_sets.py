@@ -186,3 +186,19 @@ def test_the_references_own_ids_are_legal_on_every_load(load: str, mask: str, gr
     assert legal_rows(choice, ids, routing).all()
     assert load != "gapped" or not ambiguous_rows(choice, routing).any()
     assert load != "ties" or ambiguous_rows(choice, routing).any()
+
+
+def test_a_large_bias_widens_the_eps_of_its_expert() -> None:
+    """Choice scores are rounded at the size of the bias, even where score and bias cancel."""
+    routing = RoutingSpec(top_k=4, scoring="sigmoid", correction_bias="select")
+    case = Case(op="topk_routing", dtype="fp32", num_experts=16, spec=MoESpec(routing=routing))
+    bias = case.inputs()["correction_bias"].astype(np.float64)
+    choice = choice_of(case, case.inputs(), None)
+
+    np.testing.assert_array_equal(choice.eps, score_eps(choice.c - bias, bias[None], "fp32"))
+    assert (choice.eps[:, 0] == choice_of_size(1.5)).all()
+    assert (choice.eps[:, -1] == choice_of_size(2.5)).all()
+
+
+def choice_of_size(size: float) -> float:
+    return float(score_eps(np.array(size), 0.0, "fp32"))
