@@ -8,10 +8,12 @@ from pathlib import Path
 import click
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from moecheck.cases import Case
 from moecheck.errors import UsageError, check_known
 from moecheck.kernel import BACKENDS
 from moecheck.ops import OPS
 from moecheck.oracle import spec_part
+from moecheck.runner.plan import array_arguments
 from moecheck.spec import MoESpec
 
 
@@ -28,7 +30,11 @@ def new_kernel(name: str, op: str, backend: str) -> int:
     path = Path(f"{name}.py")
     templates = Environment(loader=PackageLoader("moecheck.cli"), undefined=StrictUndefined, keep_trailing_newline=True)
     text = templates.get_template("kernel.py.j2").render(
-        name=name, op=OPS[op], backend=backend, takes_spec=spec_part(op, MoESpec()) is not None
+        name=name,
+        op=OPS[op],
+        backend=backend,
+        always=array_arguments(Case(op=op)),
+        takes_spec=spec_part(op, MoESpec()) is not None,
     )
     try:
         with path.open("x", encoding="utf-8") as file:

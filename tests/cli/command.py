@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import subprocess
-import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,15 +50,11 @@ def moecheck(*arguments: str | Path, out: Path | None = None) -> Result:
     return Result(code=code, out=stdout.getvalue(), err=stderr.getvalue(), folder=(out or Path()) / "latest")
 
 
-def command(*arguments: str | Path) -> list[str]:
-    """The same command as words for a process of its own."""
-    return [sys.executable, "-m", "moecheck", *map(str, arguments)]
-
-
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
-    """Start it in a process group of its own."""
+    """Start it as a user does, in a process group of its own."""
+    script = Path(sysconfig.get_path("scripts")) / "moecheck"
     return subprocess.Popen(
-        command(*arguments),
+        [str(script), *map(str, arguments)],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

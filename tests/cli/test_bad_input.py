@@ -67,8 +67,8 @@ def test_bad_words(arguments: list[str], words: str, tmp_path: Path, monkeypatch
 
 
 def test_an_unknown_kernel_gets_the_near_name(tmp_path: Path) -> None:
-    result = moecheck("kernels", "--kernel", "torch.loop_expert", out=tmp_path)
-    assert "Unknown kernel 'torch.loop_expert'." in sentence(result)
+    result = moecheck("kernels", "--kernel", "torch/index_ad", out=tmp_path)
+    assert "Unknown kernel 'torch/index_ad'. Did you mean 'torch/index_add'?" in sentence(result)
 
 
 @pytest.mark.parametrize(
