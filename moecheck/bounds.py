@@ -36,12 +36,13 @@ def score_eps(scores: Float64, bias: Float64 | float, dtype: str, *, spread: Flo
 
     Exponential, quotient and addition in fp32 each round by half an ulp or, for library exponentials, up to two
     ulps: four ulps of max(|score|, |bias|) in all, and never less than the smallest normal number, below which
-    devices flush to zero. One more ulp of `dtype` where scores are stored in a format narrower than fp32.
+    devices flush to zero. One and a half ulps of `dtype` more where scores are stored in a narrower format: half for
+    the score, and up to one for its sum with the bias, whose size may double.
     spread: |l - max l| of a softmax; rounding it makes the score relatively wrong by 3 * 2^-24 of it (weight_bound).
     """
     size = np.maximum(np.abs(scores), np.abs(bias))
     eps = 4 * ulp(size, "fp32") + 3 * FP32_UNIT * spread * np.where(np.isfinite(scores), np.abs(scores), 0.0) + FLUSHED
-    return eps if dtype == "fp32" else eps + ulp(size, dtype)
+    return eps if dtype == "fp32" else eps + 1.5 * ulp(size, dtype)
 
 
 def weight_bound(weights: Float64, logits: Float64, *, top_k: int, dtype: str, scores: str = "fp32") -> Float64:

@@ -57,8 +57,8 @@ def scores_of(
 ) -> tuple[Float64, Float64]:
     """Scores s and choice scores c, both [num_tokens, num_experts] float64, c before the mask of the expert groups.
 
-    c = s, or l where experts are chosen by their logits (choose_by_logits, softmax_over_selected, sparsemixer); plus b if
-    correction_bias is `select` (DeepSeek-V3, arXiv:2412.19437 section 2.1.2, equation 16). s never contains b then.
+    c = s, or l where experts are chosen by their logits (choose_by_logits, softmax_over_selected, sparsemixer), plus b
+    if correction_bias is `select` (DeepSeek-V3, arXiv:2412.19437 section 2.1.2, equation 16). s never contains b then.
     """
     logits = logits_of(router_logits=router_logits, spec=spec, correction_bias=correction_bias)
     scores = np.nan_to_num(_SCORING[spec.scoring](logits), nan=0.0, posinf=0.0, neginf=0.0)
