@@ -105,15 +105,21 @@ class Oracle:
                 self._inputs[case.key] = loaded
             return loaded
 
-    def values(self, case: Case, numerics: Numerics | None, **more: object) -> Values:
-        """True value, sigma and rounded value under a declared contract, or under the floor contract for None.
-
-        more: further arguments of the reference (`topk` of moe_layer); such results are not kept.
-        """
-        if more:
-            return self._values(case, numerics, more)
-        values: Values = self._once(("values", case.key, numerics), lambda: self._values(case, numerics, {}))
+    def values(self, case: Case, numerics: Numerics | None) -> Values:
+        """True value, sigma and rounded value under a declared contract, or under the floor contract for None."""
+        values: Values = self._once(
+            ("values", case.key, numerics), lambda: self._values(case, numerics, self.inputs(case), {})
+        )
         return values
+
+    def layer_values(self, case: Case, numerics: Numerics | None, tokens: list[int], topk: tuple[Any, Any]) -> Values:
+        """As `values` of a moe_layer case, for some tokens and a given choice of theirs; not kept.
+
+        topk: weights and ids [len(tokens), slots]. Returns values of len(tokens) rows.
+        """
+        inputs = self.inputs(case)
+        some = {**inputs, **{name: inputs[name][tokens] for name in ("hidden_states", "router_logits")}}
+        return self._values(case, numerics, some, {"topk": topk})
 
     def outputs(self, case: Case) -> tuple[Any, ...]:
         """The reference's own outputs, for ops whose outputs are compared as structures."""
@@ -124,10 +130,9 @@ class Oracle:
         )
         return result if isinstance(result, tuple) else (result,)
 
-    def _values(self, case: Case, numerics: Numerics | None, more: dict[str, object]) -> Values:
+    def _values(self, case: Case, numerics: Numerics | None, inputs: dict[str, Any], more: dict[str, object]) -> Values:
         module = reference_modules()[case.op]
         contract = (numerics or FLOOR).resolve(case.dtype)
-        inputs = self.inputs(case)
         true, sigma = call_reference(module.value_and_sigma, case, inputs, numerics=contract, dtype=case.dtype, **more)
         rounded = true
         if numerics is not None:

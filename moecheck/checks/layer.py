@@ -73,18 +73,22 @@ def _take_nearer(
     _, ids = module.topk_routing(**arguments)
     for token in rows:
         ids[token, : case.spec.routing.top_k] = sets[token][alternative]
-    topk = (module.weights_of_ids(**arguments, topk_ids=ids), ids)
-    tried = oracle.values(case, numerics, topk=topk)
+    topk = (module.weights_of_ids(**arguments, topk_ids=ids)[rows], ids[rows])
+    tried = oracle.layer_values(case, numerics, rows, topk)
     # Given weights count as exact, while the kernel computes its own: the reference's choice has that error in sigma.
-    tried = replace(tried, sigma=np.maximum(tried.sigma, best.sigma))
-    nearer = [token for token in rows if _distance(out, tried, token) < _distance(out, best, token)]
-    best.true[nearer], best.sigma[nearer] = tried.true[nearer], tried.sigma[nearer]
-    best.rounded[nearer] = tried.rounded[nearer]
+    tried = replace(tried, sigma=np.maximum(tried.sigma, best.sigma[rows]))
+    known = Values(true=best.true[rows], sigma=best.sigma[rows], rounded=best.rounded[rows])
+    nearer = np.flatnonzero(_distance(out[rows], tried) < _distance(out[rows], known))
+    tokens = np.array(rows)[nearer]
+    best.true[tokens], best.sigma[tokens] = tried.true[nearer], tried.sigma[nearer]
+    best.rounded[tokens] = tried.rounded[nearer]
 
 
-def _distance(out: Float64, values: Values, token: int) -> float:
-    error = metrics.abs_err(out[token], values.true[token])
-    return float(np.max(error / np.maximum(values.sigma[token], FLUSHED), initial=0.0))
+def _distance(out: Float64, values: Values) -> Float64:
+    """[rows]: the largest |out - true| / sigma of each row."""
+    error = metrics.abs_err(out, values.true)
+    largest: Float64 = np.max(error / np.maximum(values.sigma, FLUSHED), axis=1, initial=0.0)
+    return largest
 
 
 _ROUTER_INPUTS = ("router_logits", "correction_bias", "per_expert_scale")
