@@ -39,7 +39,7 @@ def layer_of(case: Case, sets: list[tuple[int, ...]]) -> Float64:
     inputs = oracle().inputs(case)
     ids = np.array(sets, dtype=np.int32)
     weights = weights_of_ids(router_logits=inputs["router_logits"], topk_ids=ids, spec=case.spec.routing)
-    return oracle().values(case, None, topk=(weights, ids)).true
+    return oracle().layer_values(case, None, list(range(case.num_tokens)), (weights, ids)).true
 
 
 def judged(case: Case, out: Float64, numerics: Numerics | None = None) -> Judged:
@@ -105,7 +105,7 @@ def test_low_precision_scores_blur_the_weights_of_every_choice() -> None:
     inputs = oracle().inputs(TIES)
     weights = weights_of_ids(router_logits=inputs["router_logits"], topk_ids=ids, spec=TIES.spec.routing)
     rounded = store(weights, "bf16")
-    out = oracle().values(TIES, None, topk=(rounded.astype(np.float64), ids)).true
+    out = oracle().layer_values(TIES, None, list(range(TIES.num_tokens)), (rounded.astype(np.float64), ids)).true
 
     assert verdict_of(judged(TIES, out, scores)) is Verdict.PASS
     assert verdict_of(judged(TIES, out)) is Verdict.FAIL
