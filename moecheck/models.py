@@ -125,6 +125,9 @@ MODELS: dict[str, Model] = {
 }
 
 
+MANY_EXPERTS = 64  # above, a scaled layer is narrower: its weights are what a check spends its time on
+
+
 def model_case(name: str, op: str, *, num_tokens: int, dtype: str, full_size: bool = False, seed: int = 0) -> Case:
     """A model's layer as a case; scaled down it keeps E, top_k, groups, shared experts, factors and ragged tails.
 
@@ -134,8 +137,8 @@ def model_case(name: str, op: str, *, num_tokens: int, dtype: str, full_size: bo
     model = MODELS[name]
     hidden, intermediate, shared = model.hidden_size, model.intermediate_size, model.shared_intermediate_size
     if not full_size:
-        hidden, intermediate = scaled(hidden, 256), scaled(intermediate, 128)
-        shared = scaled(shared, 128) if shared else 0
+        hidden = scaled(hidden, 256 if model.num_experts <= MANY_EXPERTS else 128)
+        intermediate, shared = scaled(intermediate, 128), scaled(shared, 128) if shared else 0
     reads_layer = op == "moe_layer"
     spec = model.spec if reads_layer else replace(model.spec, shared_experts="none")
     return Case(
