@@ -16,6 +16,7 @@ from .ops import OPS
 from .spec import MoESpec
 
 Layout = Literal["contiguous", "strided"]
+MapStyle = Literal["linear", "round_robin", "shuffled"]
 
 # What the values look like, with the reason why the stratum exists.
 STRATA = {
@@ -51,6 +52,7 @@ class Case:
 
     op: name in moecheck.ops.OPS. spec: the layer's semantics; ops read the part that concerns them. dtype: format of
     the activations and weights. num_local_experts: experts on this rank (an expert map is passed), None for all.
+    map_style: which these are: the `linear` last ones, every so-many-th (`round_robin`), or any in any order.
     block_size: of align_block_size. stratum: key of STRATA. load: key of LOADS or LOGITS, by what the op takes.
     layout: `strided` passes rows that are wider in memory than their width. hidden_scale: permute's optional argument.
     seed: drawn numbers are a function of this record. name, reason: of a curated case; not part of its identity.
@@ -64,6 +66,7 @@ class Case:
     intermediate_size: int = 128
     shared_intermediate_size: int = 0
     num_local_experts: int | None = None
+    map_style: MapStyle = "linear"
     block_size: int = 16
     dtype: str = "bf16"
     stratum: str = "random"
@@ -87,6 +90,7 @@ class Case:
         check_known("stratum", self.stratum, STRATA)
         check_known("load", self.load, self.loads)
         check_known("layout", self.layout, ("contiguous", "strided"))
+        check_known("map_style", self.map_style, ("linear", "round_robin", "shuffled"))
         for size, least in (
             ("num_tokens", 0),
             ("num_experts", 1),

@@ -107,7 +107,10 @@ def _grouped_gemm(case: Case) -> dict[str, Any]:
 
 def _act_and_mul(case: Case) -> dict[str, Any]:
     width = case.intermediate_size * (2 if case.spec.experts.gated else 1)
-    return {"x": _layout(case, _rows(case, "x", case.num_tokens, width, pre_activation(case.spec.experts)))}
+    x = _rows(case, "x", case.num_tokens, width, pre_activation(case.spec.experts))
+    if case.stratum == "outlier" and case.dtype != "fp16":  # exp(-g) overflows in fp32, g u exceeds what fp16 holds
+        x[draw.integers((case.key, "outlier"), x.shape, below=32) == 0] *= x.dtype.type(128)
+    return {"x": _layout(case, x)}
 
 
 def _fused_experts(case: Case) -> dict[str, Any]:
@@ -139,7 +142,7 @@ def _moe_layer(case: Case) -> dict[str, Any]:
     weights = ExpertWeights(case)
     inputs = {
         "hidden_states": _layout(case, hidden_states(case)),
-        "router_logits": logits.astype(np.float32),
+        "router_logits": _layout(case, logits.astype(np.float32)),
         **_expert_arrays(case, weights),
         **_router_extras(case),
     }
@@ -151,13 +154,22 @@ def _moe_layer(case: Case) -> dict[str, Any]:
 
 
 def _expert_map(case: Case) -> dict[str, Int32]:
-    """The linear map of the rank that owns `num_local_experts` consecutive experts somewhere in the middle."""
-    local = case.num_local_experts
+    """Global to local ids of the rank that owns `num_local_experts` of the experts, -1 for the others.
+
+    The last expert is among them under every style: an index of -1 that wraps around would then show.
+    """
+    local, E = case.num_local_experts, case.num_experts
     if local is None:
         return {}
-    first = int(draw.integers((case.key, "expert_map"), (1,), below=case.num_experts - local + 1)[0])
-    mapped = np.full(case.num_experts, -1, np.int32)
-    mapped[first : first + local] = np.arange(local, dtype=np.int32)
+    mapped = np.full(E, -1, np.int32)
+    if case.map_style == "linear":
+        owned = np.arange(E - local, E)
+    elif case.map_style == "round_robin":
+        owned = np.arange(E - 1, -1, -max(1, E // local))[:local][::-1]
+    else:
+        order = draw.orders((case.key, "expert_map"), 1, E)[0]
+        owned = np.concatenate([order[order != E - 1][: local - 1], [E - 1]])
+    mapped[owned] = np.arange(local, dtype=np.int32)
     return {"expert_map": mapped}
 
 

@@ -31,10 +31,15 @@ def router_logits(case: Case) -> Float64:
 
 
 def correction_bias(case: Case) -> npt.NDArray[np.float32]:
-    """[E] float32: normal, not constant, one expert at -1.5, and one well above 1."""
+    """[E] float32: normal, not constant, one expert at -1.5, one well above 1; all below -1 for `negative` logits.
+
+    Negative choice scores are what shows a masked group that was given the score 0.
+    """
     bias = draw.normals((case.key, "correction_bias"), (case.num_experts,), scale=0.3, dtype="fp32")
     bias[0] = -1.5
     bias[-1] = 2.5 if case.num_experts > 1 else bias[-1]
+    if case.load == "negative":
+        bias = -1.5 - np.abs(bias) / 4
     return bias.astype(np.float32)
 
 
@@ -58,13 +63,21 @@ def topk_ids(case: Case) -> npt.NDArray[np.int32]:
 
 
 def topk_weights(case: Case) -> npt.NDArray[np.float32]:
-    """[T, top_k] float32: positive, distinct, summing to the routed scaling factor; powers of two when `integer`."""
+    """[T, top_k] float32: distinct, of a different sum for each token; powers of two when `integer`.
+
+    The sums lie about the routed scaling factor, between half and one and a half of it, so that a kernel which
+    normalises them again is seen, with one expert per token too. Where a token has several slots, one in eight is 0.
+    """
     T, top_k = case.num_tokens, case.spec.routing.top_k
     if case.stratum == "integer":
         exponents = draw.integers((case.key, "topk_weights"), (T, top_k), below=3) - 1
         return np.exp2(exponents).astype(np.float32)
-    raw = 0.25 + draw.uniforms((case.key, "topk_weights"), (T, top_k))
-    weights: Float64 = raw / raw.sum(axis=1, keepdims=True) * case.spec.routing.routed_scaling_factor
+    shares = 0.25 + draw.uniforms((case.key, "topk_weights"), (T, top_k))
+    if top_k > 1:
+        shares[draw.integers((case.key, "zero_weights"), (T, top_k), below=8) == 0] = 0.0
+        shares[shares.sum(axis=1) == 0] = 1.0
+    sums = (0.5 + draw.uniforms((case.key, "weight_sums"), (T, 1))) * case.spec.routing.routed_scaling_factor
+    weights: Float64 = shares / shares.sum(axis=1, keepdims=True) * sums
     return weights.astype(np.float32)
 
 
@@ -90,12 +103,13 @@ def _near_ties(rank: npt.NDArray[np.int64], dtype: str) -> Float64:
 
 
 def _extreme_rows(values: Float64) -> Float64:
-    """Every fifth row ordinary; the others equal, tiny, huge, or not finite."""
+    """Every eighth row ordinary; the others equal, tiny, huge (exp overflows in fp32), or not finite."""
     rows = np.arange(values.shape[0])
     out = values.copy()
     out[rows % 8 == 1] = 0.75
     out[rows % 8 == 2] = -80.0 + values[rows % 8 == 2]
     out[rows % 8 == 3] = 60.0 + values[rows % 8 == 3]
+    out[rows % 8 == 7] = 300.0 + 8 * values[rows % 8 == 7]
     out[rows % 8 == 4, ::2] = -np.inf
     out[rows % 8 == 5] = np.nan
     out[rows % 8 == 6, 0] = np.inf

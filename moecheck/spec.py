@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import SpecError, near
@@ -189,10 +190,15 @@ def _build(cls: type, data: Any) -> object:
         raise SpecError(f"{cls.__name__}: {error}.") from error
 
 
-def _check_fields(record: object) -> None:
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _check_fields(record: RoutingSpec | ExpertSpec | MoESpec) -> None:
     """Each field against its annotation: records come from JSON, where "false" is as easily written as false."""
-    hints = get_type_hints(type(record))
-    for f in fields(record):  # type: ignore[arg-type]  # every caller is one of the dataclasses above
+    hints = _hints(record.__class__)  # type: ignore[arg-type]  # classes are hashable, typeshed has not heard
+    for f in fields(record):
         hint, value = hints[f.name], getattr(record, f.name)
         if hint in _LITERALS:
             allowed = get_args(hint)

@@ -43,7 +43,7 @@ def routing_specs(draw: st.DrawFn, *, num_experts: int, most_slots: int = 8) -> 
     topk_groups = draw(st.integers(1, groups)) if groups > 1 else 1
     most = min(most_slots, num_experts // groups * topk_groups)
     scoring = draw(st.sampled_from(SCORINGS))
-    bias = draw(st.booleans()) and scoring != "softmax"
+    bias = draw(st.booleans())
     renormalize = draw(st.booleans())
     placement = draw(st.sampled_from(PLACEMENTS))
     return RoutingSpec(
@@ -51,6 +51,7 @@ def routing_specs(draw: st.DrawFn, *, num_experts: int, most_slots: int = 8) -> 
         scoring=scoring,
         num_expert_groups=groups,
         topk_groups=topk_groups,
+        softcap=draw(st.sampled_from((None, 30.0))),
         group_score="top2_sum" if bias else "max",
         correction_bias="select" if bias else "none",
         renormalize=renormalize,
@@ -86,6 +87,8 @@ def moe_cases(draw: st.DrawFn, op: str, *, small: bool = False) -> Case:
         intermediate_size=intermediate_size,
         shared_intermediate_size=0 if shared == "none" else intermediate_size,
         num_local_experts=draw(st.sampled_from((None, num_experts // 2))) if maps else None,
+        map_style=draw(st.sampled_from(("linear", "round_robin", "shuffled"))) if maps else "linear",
+        hidden_scale=draw(st.booleans()) if op == "permute" else False,
         dtype=draw(st.sampled_from(DTYPES)),
         stratum=draw(st.sampled_from(VALUE_STRATA))
         if op in ("fused_experts", "moe_layer", "grouped_gemm")

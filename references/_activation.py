@@ -12,6 +12,7 @@ from ._erf import erfc
 _SQRT_2_OVER_PI = float(np.sqrt(2.0 / np.pi))
 _CUBIC = 0.044715
 # exp, tanh and erf of kernels are off by up to two fp32 ulps; taken as three standard deviations.
+_SMALLEST_NORMAL = 2.0**-126
 _FUNCTION_ULPS = 2.0 / 3.0
 
 
@@ -72,7 +73,8 @@ def evaluation_variance(g: Float64, spec: ExpertSpec) -> Float64:
         q = np.where(g == 0.0, 0.0, 2.0 * value / nonzero - 1.0)
         function = np.square(0.5 * g * _FUNCTION_ULPS * ulp(q, "fp32"))
     else:
-        function = np.square(_FUNCTION_ULPS * ulp(value, "fp32"))
+        # A sigmoid below the smallest normal fp32 number, or one whose exp(-g) overflows, may come out as 0.
+        function = np.square(_FUNCTION_ULPS * ulp(value, "fp32")) + np.square(g * _SMALLEST_NORMAL)
     return function + argument + 2.0 * rounding
 
 

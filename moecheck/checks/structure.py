@@ -11,6 +11,7 @@ import numpy.typing as npt
 from moecheck.cases import Case
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.formats import AnyArray
+from moecheck.oracle import reference_modules
 
 Ints = npt.NDArray[np.integer[Any]]
 
@@ -31,6 +32,17 @@ Contract = Callable[[dict[str, Any], tuple[Any, ...], tuple[Any, ...]], Violatio
 
 
 def _align_block_size(inputs: dict[str, Any], outputs: tuple[Any, ...], expected: tuple[Any, ...]) -> Violation:
+    """Blocks of experts that live on other ranks may be absent, or present and marked -1: engines do either."""
+    violation = _aligned(inputs, outputs, expected)
+    if violation is None or "expert_map" not in inputs:
+        return violation
+    reference = reference_modules()["align_block_size"].align_block_size
+    ids, experts, padded = reference(**{name: value for name, value in inputs.items() if name != "expert_map"})
+    marked = np.where(experts >= 0, inputs["expert_map"][np.maximum(experts, 0)], -1)
+    return None if _aligned(inputs, outputs, (ids, marked, padded)) is None else violation
+
+
+def _aligned(inputs: dict[str, Any], outputs: tuple[Any, ...], expected: tuple[Any, ...]) -> Violation:
     """Each expert's (token, slot) indices in any order inside its own blocks; nothing beyond the padded count."""
     ids, experts, padded = outputs
     want_ids, want_experts, want_padded = expected

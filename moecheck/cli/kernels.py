@@ -202,8 +202,8 @@ def _plans(discovery: Discovery, options: Options) -> list[Plan]:
             model=options.model,
             examples=options.examples,
             specs=kernel.declaration.specs,
+            dtypes=kernel.declaration.dtypes if options.dtype is None else (options.dtype,),
         )
-        cases = [case for case in cases if options.dtype in (None, case.dtype)]
         left: list[Case] = []
         if kernel.declaration.backend in COMPILED:
             takes = [case for case in cases if lacking(kernel.declaration, case) is None]

@@ -6,6 +6,7 @@ threads or opens a device could not be used after the fork.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import warnings
@@ -13,7 +14,8 @@ from importlib.util import find_spec
 
 from moecheck.runner import PRELOAD_VARIABLE
 
-ALWAYS = ("moecheck.runner.worker", "torch")
+# The command line too: each worker imports the program that started the run.
+ALWAYS = ("moecheck.cli", "moecheck.runner.worker", "torch")
 # Importing these takes seconds in each worker that needs them.
 THIRD_PARTY = ("jax", "jax.numpy", "transformers.modeling_utils", "transformers.integrations.moe")
 
@@ -31,6 +33,9 @@ def preload() -> None:
         _import(name)
         if name == "torch" and not _has_cuda():
             os.environ["TRITON_INTERPRET"] = "1"  # read once, when triton is imported
+    # Without this a worker's first garbage collections visit, and so copy, every object that was imported here.
+    gc.collect()
+    gc.freeze()
 
 
 def _import(name: str) -> None:

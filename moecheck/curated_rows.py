@@ -1,0 +1,304 @@
+"""The named cases as data: each with the reason why it exists."""
+
+from __future__ import annotations
+
+from .spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec
+
+Row = tuple[str, str, dict[str, object]]
+
+
+def _routing(**fields: object) -> MoESpec:
+    return MoESpec(routing=RoutingSpec(**fields))  # type: ignore[arg-type]  # the tables below are run by tests
+
+
+def _experts(experts: ExpertSpec, top_k: int = 2) -> MoESpec:
+    return MoESpec(routing=RoutingSpec(top_k=top_k, renormalize=True), experts=experts)
+
+
+TOP2 = MoESpec(routing=RoutingSpec(top_k=2, renormalize=True))
+COMMON: list[Row] = [
+    ("plain-bf16", "the ordinary call", {"dtype": "bf16"}),
+    ("plain-fp32", "fp32 leaves rounding nowhere to hide in", {"dtype": "fp32"}),
+    ("plain-fp16", "fp16 has a narrow range", {"dtype": "fp16"}),
+    ("one-token", "decoding has one token, most experts have none", {"num_tokens": 1, "dtype": "fp32"}),
+    ("no-tokens", "a rank may get no token at all", {"num_tokens": 0, "dtype": "fp32"}),
+    ("ragged", "no size is a multiple of a tile", {"num_tokens": 77, "hidden_size": 90, "intermediate_size": 44}),
+    ("strided", "rows lie further apart than their width", {"layout": "strided"}),
+]
+_LOADED: list[Row] = [
+    ("skewed-load", "few experts take most tokens, some none", {"load": "skewed", "num_experts": 16}),
+    ("one-expert", "all tokens of a batch agree", {"load": "one_expert", "dtype": "fp32"}),
+    ("block-edges", "expert counts around a block size", {"load": "block_edges", "num_tokens": 96, "dtype": "fp32"}),
+    ("padding-ids", "-1 marks slots that are nobody's", {"load": "padding", "dtype": "fp32"}),
+]
+_MAPPED: list[Row] = [
+    ("expert-map", "only half of the experts live on this rank", {"num_local_experts": 4, "dtype": "fp32"}),
+    (
+        "expert-map-padding",
+        "padding ids and foreign experts at once: an id of -1 must not wrap to the last expert",
+        {"num_local_experts": 3, "load": "padding", "num_experts": 10, "dtype": "fp32"},
+    ),
+    (
+        "expert-map-round-robin",
+        "every second expert lives here, as round-robin placement has it",
+        {"num_local_experts": 8, "num_experts": 16, "map_style": "round_robin"},
+    ),
+    (
+        "expert-map-shuffled",
+        "local ids in no order, as after rebalancing",
+        {"num_local_experts": 5, "num_experts": 12, "map_style": "shuffled", "load": "padding", "dtype": "fp32"},
+    ),
+]
+_LARGE: list[Row] = [
+    (
+        "several-tiles",
+        "more tokens, columns and terms than one tile has",
+        {"num_tokens": 300, "hidden_size": 776, "intermediate_size": 264, "load": "skewed", "num_experts": 4},
+    ),
+    (
+        "long-sums",
+        "a long all-positive sum: an accumulator that truncates or is too narrow drifts",
+        {"num_tokens": 16, "hidden_size": 2048, "intermediate_size": 128, "num_experts": 4, "stratum": "positive"},
+    ),
+]
+_MANY: list[Row] = [
+    (
+        "many-rows",
+        "more experts and rows than one block counts",
+        {
+            "num_tokens": 1030,
+            "num_experts": 160,
+            "hidden_size": 40,
+            "intermediate_size": 24,
+            "spec": MoESpec(routing=RoutingSpec(top_k=6, renormalize=True)),
+        },
+    ),
+]
+_VALUES: list[Row] = [
+    ("integer-exact", "any wrong index or missing tile is a bit mismatch", {"stratum": "integer"}),
+    ("cancelling", "outputs are small against their terms", {"stratum": "cancelling", "dtype": "fp32"}),
+    ("outliers", "a few channels are 50 times larger", {"stratum": "outlier"}),
+    ("all-positive", "sums only grow: a narrow accumulator drifts", {"stratum": "positive"}),
+    ("zero-rows", "zero tokens must give zero", {"stratum": "zero_rows", "dtype": "fp32"}),
+]
+_ACTIVATIONS: list[Row] = [
+    ("gelu-erf", "gelu by the error function", {"spec": _experts(ExpertSpec(activation="gelu")), "dtype": "fp32"}),
+    ("gelu-tanh", "gelu by the tanh formula", {"spec": _experts(ExpertSpec(activation="gelu_tanh")), "dtype": "fp32"}),
+    ("swigluoai", "GPT-OSS: interleaved, clamped, alpha, +1, biases", {"spec": _experts(SWIGLUOAI, 4)}),
+    (
+        "clamp-after",
+        "Step-3.5 clamps after the activation",
+        {"spec": _experts(ExpertSpec(swiglu_limit=7.0, limit_position="after")), "dtype": "fp32"},
+    ),
+    (
+        "clamp-before",
+        "DeepSeek-V4 clamps before the activation",
+        {"spec": _experts(ExpertSpec(swiglu_limit=10.0)), "dtype": "fp32"},
+    ),
+    ("relu2", "Nemotron: squared relu without a gate", {"spec": _experts(ExpertSpec(activation="relu2", gated=False))}),
+]
+_ROUTING: list[Row] = [
+    ("ties", "exact ties make several choices right", {"load": "ties", "num_experts": 64}),
+    ("near-ties", "neighbouring logits differ by one ulp", {"load": "near_ties", "num_experts": 64, "dtype": "fp32"}),
+    ("gapped", "no rounding can change the choice", {"load": "gapped", "num_experts": 64}),
+    ("negative-logits", "all logits are below zero", {"load": "negative", "dtype": "fp32"}),
+    ("many-experts", "256 experts, top 8", {"num_experts": 256, "spec": _routing(top_k=8, renormalize=True)}),
+    (
+        "odd-experts",
+        "60 experts are no power of two",
+        {"num_experts": 60, "dtype": "fp32", "spec": _routing(top_k=4)},
+    ),
+    (
+        "sigmoid-bias",
+        "a bias chooses and does not weigh",
+        {
+            "num_experts": 64,
+            "dtype": "fp32",
+            "spec": _routing(
+                top_k=6,
+                scoring="sigmoid",
+                correction_bias="select",
+                renormalize=True,
+                renorm_eps=1e-20,
+                renorm_eps_rule="add",
+                routed_scaling_factor=2.5,
+            ),
+        },
+    ),
+    (
+        "grouped-negative",
+        "negative choice scores: masked groups must not win with 0",
+        {
+            "num_experts": 32,
+            "dtype": "fp32",
+            "load": "negative",
+            "spec": _routing(
+                top_k=4,
+                scoring="sigmoid",
+                correction_bias="select",
+                num_expert_groups=4,
+                topk_groups=2,
+                group_score="top2_sum",
+                renormalize=True,
+            ),
+        },
+    ),
+    (
+        "sqrt-softplus",
+        "DeepSeek-V4's scores",
+        {"num_experts": 64, "dtype": "fp32", "spec": _routing(top_k=6, scoring="sqrt_softplus", renormalize=True)},
+    ),
+    ("soft-capped", "Grok caps its logits", {"dtype": "fp32", "spec": _routing(top_k=2, softcap=30.0)}),
+    ("top-1", "one expert per token", {"dtype": "fp32", "spec": _routing(top_k=1, scoring="sigmoid")}),
+]
+_ROUTER_ONLY: list[Row] = [
+    (
+        "widest",
+        "512 experts, 22 per token: the largest routing of a published model",
+        {"num_experts": 512, "dtype": "fp32", "spec": _routing(top_k=22, scoring="sigmoid", renormalize=True)},
+    ),
+    (
+        "softmax-bias",
+        "ERNIE and LongCat choose by softmax scores plus a bias",
+        {
+            "num_experts": 64,
+            "dtype": "fp32",
+            "spec": _routing(
+                top_k=6,
+                correction_bias="select",
+                renormalize=True,
+                renorm_eps=1e-12,
+                renorm_eps_rule="clamp_min",
+            ),
+        },
+    ),
+    (
+        "biased-logits",
+        "a bias on the logits changes the weights too",
+        {"num_experts": 32, "dtype": "fp32", "spec": _routing(top_k=4, correction_bias="logits", renormalize=True)},
+    ),
+    (
+        "per-expert-scale",
+        "Gemma-4 scales each expert's weight",
+        {"num_experts": 32, "dtype": "fp32", "spec": _routing(top_k=4, renormalize=True, per_expert_scale=True)},
+    ),
+    (
+        "zero-group-mask",
+        "DeepSeek-V2 masks groups with 0",
+        {
+            "num_experts": 32,
+            "dtype": "fp32",
+            "spec": _routing(
+                top_k=4, num_expert_groups=4, topk_groups=2, group_mask="zero", routed_scaling_factor=16.0
+            ),
+        },
+    ),
+    (
+        "sparsemixer",
+        "Phi-3.5's two rounds with a threshold",
+        {"num_experts": 16, "dtype": "fp32", "spec": _routing(top_k=2, selection="sparsemixer")},
+    ),
+    (
+        "extreme-logits",
+        "equal, tiny, huge, infinite and NaN rows",
+        {"load": "extreme", "num_experts": 16, "dtype": "fp32"},
+    ),
+    (
+        "fused-shared",
+        "one shared expert rides along as a slot of net weight 1",
+        {
+            "num_experts": 16,
+            "dtype": "fp32",
+            "spec": _routing(top_k=4, renormalize=True, routed_scaling_factor=2.5, num_fused_shared_experts=1),
+        },
+    ),
+    (
+        "fused-shared-on-output",
+        "the factor comes later: the shared slot weighs 1/r here",
+        {
+            "num_experts": 16,
+            "dtype": "fp32",
+            "spec": _routing(
+                top_k=4,
+                renormalize=True,
+                routed_scaling_factor=2.5,
+                scaling_placement="routed_output",
+                num_fused_shared_experts=2,
+            ),
+        },
+    ),
+]
+_LAYERS: list[Row] = [
+    (
+        "shared-expert",
+        "a shared expert is added once, unscaled",
+        {
+            "dtype": "fp32",
+            "shared_intermediate_size": 128,
+            "spec": MoESpec(
+                routing=RoutingSpec(
+                    top_k=4, renormalize=True, routed_scaling_factor=2.5, scaling_placement="routed_output"
+                ),
+                shared_experts="ungated",
+            ),
+        },
+    ),
+    (
+        "gated-shared-expert",
+        "the shared expert has a sigmoid gate",
+        {
+            "dtype": "fp32",
+            "shared_intermediate_size": 64,
+            "spec": MoESpec(routing=RoutingSpec(top_k=2), shared_experts="gated"),
+        },
+    ),
+]
+BY_OP: dict[str, list[Row]] = {
+    "topk_routing": [*_ROUTING, *_ROUTER_ONLY],
+    "align_block_size": [
+        *_LOADED,
+        *_MAPPED,
+        *_MANY,
+        ("large-blocks", "most of a block is padding", {"block_size": 128, "num_experts": 64}),
+    ],
+    "permute": [
+        *_LOADED,
+        *_MAPPED,
+        *_MANY,
+        ("scales", "scales move with their rows", {"hidden_scale": True}),
+        (
+            "scales-map-padding",
+            "scales of several columns, foreign experts and padding",
+            {"hidden_scale": True, "hidden_size": 392, "num_local_experts": 5, "load": "padding", "dtype": "fp32"},
+        ),
+    ],
+    "unpermute": [*_LOADED, *_MANY],
+    "problem_sizes": [*_LOADED, *_MAPPED, *_MANY],
+    "shuffle_rows": [],
+    "grouped_gemm": [
+        *_LOADED[:2],
+        *_LARGE,
+        *_VALUES[:4],
+        ("bias", "each group adds its own bias", {"spec": _experts(ExpertSpec(w13_bias=True)), "dtype": "fp32"}),
+    ],
+    "act_and_mul": [
+        *_ACTIVATIONS,
+        ("large-values", "exp overflows and a product exceeds fp16", {"stratum": "outlier", "dtype": "fp32"}),
+        ("large-values-bf16", "a product exceeds fp16 inside bf16", {"stratum": "outlier"}),
+    ],
+    "fused_experts": [
+        *_LOADED,
+        *_MAPPED,
+        *_LARGE,
+        *_VALUES,
+        *_ACTIVATIONS,
+        ("biases", "the second bias is weighted too", {"spec": _experts(ExpertSpec(w13_bias=True, w2_bias=True))}),
+        (
+            "weight-on-input",
+            "Llama-4 multiplies the input, not the output",
+            {"spec": _experts(ExpertSpec(weight_on_input=True), 1), "dtype": "fp32"},
+        ),
+        ("many-slots", "eight experts per token", {"spec": _experts(ExpertSpec(), 8), "num_experts": 32}),
+    ],
+    "moe_layer": [*_ROUTING[2:4], *_LAYERS, *_VALUES[1:], ("ties", "exact ties", {"load": "ties", "num_experts": 32})],
+}
