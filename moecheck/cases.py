@@ -24,7 +24,7 @@ STRATA = {
     "integer": "an output that every format represents exactly: one missing tile or wrong index is a bit mismatch",
     "positive": "all-positive operands: an accumulator that truncates or is too narrow drifts",
     "cancelling": "outputs small against the terms that they are summed from",
-    "outlier": "a few hidden channels 50 times larger, as trained models have them",
+    "outlier": "a few hidden channels 50 times larger, as trained models have them, and a few tokens 64 times",
     "zero_rows": "tokens that are entirely zero among others that are not",
 }
 # Which experts the tokens go to (ops that take topk_ids).

@@ -53,7 +53,7 @@ _LARGE: list[Row] = [
     (
         "several-tiles",
         "more tokens, columns and terms than one tile has",
-        {"num_tokens": 300, "hidden_size": 776, "intermediate_size": 264, "load": "skewed", "num_experts": 4},
+        {"num_tokens": 150, "hidden_size": 584, "intermediate_size": 136, "load": "skewed", "num_experts": 4},
     ),
     (
         "long-sums",

@@ -15,6 +15,7 @@ from moecheck.checks.routing import judge_routing
 from moecheck.checks.structure import judge_structure
 from moecheck.checks.values import is_vacuous, judge_values
 from moecheck.formats import FORMATS, AnyArray, to_float64
+from moecheck.kernel import TieRule
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle, Values
 
@@ -41,9 +42,18 @@ class Judged:
 
 
 def judge(
-    case: Case, outputs: tuple[AnyArray, ...], oracle: Oracle, limits: Limits, numerics: Numerics | None
+    case: Case,
+    outputs: tuple[AnyArray, ...],
+    oracle: Oracle,
+    limits: Limits,
+    numerics: Numerics | None,
+    *,
+    tie: TieRule | None = None,
 ) -> Judged:
-    """Judge a kernel's outputs (NumPy arrays) against the case's reference under the kernel's declared contract."""
+    """Judge a kernel's outputs (NumPy arrays) against the case's reference under the kernel's declared contract.
+
+    tie: its declared rule for equal routing scores.
+    """
     inputs = oracle.inputs(case)
     contract = judge_contract(case, inputs, outputs)
     if contract.verdict is not Verdict.PASS:
@@ -53,7 +63,7 @@ def judge(
     elif case.op in STRUCTURE_OPS:
         judged = Judged(judgements=(_structure(case, inputs, outputs, oracle),))
     else:
-        judged = Judged(judgements=tuple(_routing(case, inputs, outputs, limits, numerics)))
+        judged = Judged(judgements=tuple(_routing(case, inputs, outputs, limits, numerics, tie)))
     return Judged(judgements=(contract, *judged.judgements), out=judged.out, values=judged.values)
 
 
@@ -87,12 +97,17 @@ def _structure(case: Case, inputs: dict[str, Any], outputs: tuple[AnyArray, ...]
 
 
 def _routing(
-    case: Case, inputs: dict[str, Any], outputs: tuple[AnyArray, ...], limits: Limits, numerics: Numerics | None
+    case: Case,
+    inputs: dict[str, Any],
+    outputs: tuple[AnyArray, ...],
+    limits: Limits,
+    numerics: Numerics | None,
+    tie: TieRule | None,
 ) -> list[Judgement]:
     weights, ids = to_float64(outputs[0]), outputs[1].astype(np.int64)
     if not case.num_tokens:
         return [_vacuous("there are no tokens")]
-    return judge_routing(case, inputs, weights, ids, numerics=numerics, tol=limits.tol)
+    return judge_routing(case, inputs, weights, ids, numerics=numerics, tol=limits.tol, tie=tie)
 
 
 def _vacuous(reason: str) -> Judgement:

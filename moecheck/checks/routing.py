@@ -12,7 +12,9 @@ from moecheck.bounds import weight_bound
 from moecheck.cases import Case
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.checks.legal_sets import ambiguous_rows, choice_of, legal_rows
+from moecheck.checks.ties import judge_ties
 from moecheck.formats import Float64, to_float64
+from moecheck.kernel import TieRule
 from moecheck.numerics import Numerics
 from moecheck.oracle import call_reference, reference_modules
 
@@ -21,9 +23,19 @@ Ids = npt.NDArray[np.integer[Any]]
 
 
 def judge_routing(
-    case: Case, inputs: dict[str, Any], weights: Float64, ids: Ids, *, numerics: Numerics | None, tol: float
+    case: Case,
+    inputs: dict[str, Any],
+    weights: Float64,
+    ids: Ids,
+    *,
+    numerics: Numerics | None,
+    tol: float,
+    tie: TieRule | None = None,
 ) -> list[Judgement]:
-    """Judge ids as sets and weights against those recomputed in float64 from the kernel's own ids."""
+    """Judge ids as sets and weights against those recomputed in float64 from the kernel's own ids.
+
+    tie: the rule that the kernel declares for equal scores.
+    """
     structure = _structure(case, ids)
     if structure is not None:
         return [structure]
@@ -39,7 +51,8 @@ def judge_routing(
         message = "No row of logits has a defined choice, so only the range of the ids could be checked."
         return [Judgement(check="routing", verdict=Verdict.INCONCLUSIVE, message=message, numbers=numbers)]
     verdict = Judgement(check="routing", verdict=Verdict.PASS, numbers=numbers)
-    return [verdict, _judge_weights(case, inputs, weights, ids, judged, numerics, tol)]
+    ties = judge_ties(case, inputs, choice, routed, judged) if tie else None
+    return [verdict, *([ties] if ties else []), _judge_weights(case, inputs, weights, ids, judged, numerics, tol)]
 
 
 def judged_rows(inputs: dict[str, Any]) -> Bool:

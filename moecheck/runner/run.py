@@ -194,7 +194,9 @@ class _KernelLoop:
             verdict, message = outcome.problem
             return Judged(judgements=(Judgement(check="run", verdict=verdict, message=message),))
         declaration = self.run.plan.declaration
-        judged = judge(case, outcome.outputs, self.oracle, self.settings.limits, declaration.numerics)
+        judged = judge(
+            case, outcome.outputs, self.oracle, self.settings.limits, declaration.numerics, tie=declaration.tie
+        )
         more = []
         if outcome.modified:
             names = ", ".join(outcome.modified)
