@@ -67,4 +67,4 @@ def _tied(choice: Choice, best: Ids, parts: list[Float64]) -> Bool:
     for part in parts:
         largest = np.where(undecided, part, -np.inf).max(axis=1)
         equal &= largest == np.where(undecided, part, np.inf).min(axis=1)
-    return (undecided & inside).any(axis=1) & (undecided & ~inside).any(axis=1) & equal
+    return np.asarray((undecided & inside).any(axis=1) & (undecided & ~inside).any(axis=1) & equal)

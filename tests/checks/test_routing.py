@@ -76,6 +76,47 @@ def test_another_choice_among_ties_passes() -> None:
     assert verdict(case, with_ids(case, highest_first)) is Verdict.PASS
 
 
+def tie_verdicts(case: Case, output: Output) -> list[Verdict]:
+    """Of a kernel that declares tie="lowest_index"."""
+    lines = judge_routing(case, case.inputs(), *output, numerics=None, tol=1e-2, tie="lowest_index")
+    return [line.verdict for line in lines if line.check == "tie"]
+
+
+@pytest.mark.parametrize("load", ["random", "gapped", "ties", "near_ties", "extreme", "negative"])
+@pytest.mark.parametrize("routing", [PLAIN, BIASED, GROUPED], ids=["softmax", "bias", "groups"])
+def test_a_declared_tie_rule_is_kept_by_the_reference(routing: RoutingSpec, load: str) -> None:
+    case = case_of(routing, load=load)
+    assert set(tie_verdicts(case, honest(case))) <= {Verdict.PASS}
+    if routing is PLAIN and load == "ties":
+        assert tie_verdicts(case, honest(case)) == [Verdict.PASS]
+
+
+def test_a_declared_tie_rule_that_is_broken_is_found() -> None:
+    case = case_of(PLAIN, load="ties")
+    highest_first = (15 - top_ids(to_float64(case.inputs()["router_logits"])[:, ::-1], 4)).astype(np.int64)
+    output = with_ids(case, highest_first)
+
+    lines = judge_routing(case, case.inputs(), *output, numerics=None, tol=1e-2, tie="lowest_index")
+    (line,) = (line for line in lines if line.check == "tie")
+    token = line.where["token"]
+    right = sorted(honest(case)[1][token].tolist())
+
+    assert line.verdict is Verdict.PROVEN_WRONG
+    assert f"token {token} chose experts {sorted(highest_first[token].tolist())}, expected {right}" in line.message
+
+
+def test_a_declared_tie_rule_says_nothing_of_nearly_equal_scores() -> None:
+    case = case_of(BIASED)
+    logits = np.tile(1 - np.arange(16, dtype=np.float32) * np.float32(2**-24), (4, 1))
+    inputs = {"router_logits": logits, "correction_bias": np.zeros(16, np.float32)}
+    ids = np.tile(np.array([12, 13, 14, 15]), (4, 1))
+    weights = weights_of_ids(**inputs, topk_ids=ids, spec=BIASED)
+
+    lines = judge_routing(case, inputs, weights, ids, numerics=None, tol=1e-2, tie="lowest_index")
+
+    assert [(line.check, line.verdict) for line in lines] == [("routing", Verdict.PASS), ("weights", Verdict.PASS)]
+
+
 @pytest.mark.parametrize("routing", [PLAIN, BIASED], ids=["softmax", "sigmoid and bias"])
 @pytest.mark.parametrize("base_two", [False, True], ids=["exp", "exp2"])
 @pytest.mark.parametrize("load", ["random", "ties", "near_ties", "extreme", "negative"])
