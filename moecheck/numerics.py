@@ -10,6 +10,7 @@ from .formats import FORMATS
 
 CombineOrder = Literal["tree", "slot", "expert"]
 INPUT = "input"
+PROFILES = ("fp32-rn",)  # of accumulators: fp32 sums, each rounded to nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,7 @@ class Numerics:
     act(gate) when it is stored on its own before the product with up. act_times_up: input of the second GEMM.
     per_expert: output of the second GEMM. weighted: topk_weight * per_expert. combine: each partial sum over a
     token's experts, added in `combine_order`: by slot, by ascending expert id, or as a tree that keeps fp32. out:
-    the stored result. accumulate: name of the accumulator's hardware profile.
+    the stored result. accumulate: the accumulator's hardware profile, a name in PROFILES.
     """
 
     scores: str = "fp32"
@@ -45,6 +46,8 @@ class Numerics:
                 raise SpecError(f"Numerics.{name}={value!r} must be 'input' or one of {', '.join(FORMATS)}.")
         if self.combine_order not in ("tree", "slot", "expert"):
             raise SpecError(f"Numerics.combine_order={self.combine_order!r} must be tree, slot or expert.")
+        if self.accumulate not in PROFILES:
+            raise SpecError(f"Numerics.accumulate={self.accumulate!r} must be one of {', '.join(PROFILES)}.")
 
     def resolve(self, dtype: str) -> Numerics:
         """The same contract with every `input` replaced by the case's dtype."""
