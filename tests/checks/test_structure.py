@@ -67,6 +67,10 @@ def _as_int64(outputs: Outputs) -> None:
     outputs[:] = [output.astype(np.int64) if output.dtype.kind == "i" else output for output in outputs]
 
 
+def _as_uint32(outputs: Outputs) -> None:
+    outputs[:] = [output.astype(np.uint32) if output.dtype.kind == "i" else output for output in outputs]
+
+
 @pytest.mark.parametrize(
     ("case", "change"),
     [
@@ -77,6 +81,9 @@ def _as_int64(outputs: Outputs) -> None:
         pytest.param(PERMUTE, _garbage_after_the_last_row, id="anything after the last row"),
         pytest.param(PERMUTE, _as_int64, id="rows as int64"),
         pytest.param(SIZES, _as_int64, id="sizes as int64"),
+        pytest.param(ALIGN, _as_uint32, id="blocks as uint32"),
+        pytest.param(PERMUTE, _as_uint32, id="rows as uint32, padding as the largest"),
+        pytest.param(SIZES, _as_uint32, id="sizes as uint32"),
     ],
 )
 def test_what_the_op_leaves_open_passes(case: Case, change: Callable[[Outputs], None]) -> None:
