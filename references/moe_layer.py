@@ -106,7 +106,8 @@ def value_and_sigma(
     """The unrounded y and the standard deviation of a kernel's error, both [T, H] float64, for the reference's ids.
 
     V_y = r^2 V_routed + V_shared + the stores above. Routing weights that the kernel computes are off by ROUTING_ULPS
-    fp32 ulps, + one rounding if `scores` are stored low; those given as `topk` are exact. Other arguments as above.
+    fp32 ulps, + one rounding if `scores` are stored low; so are those given as `topk`, which stand for a choice of the
+    kernel's own. Other arguments as above.
     """
     stores = contract(numerics, dtype, hidden_states, undeclared=Numerics())
     x = decode(hidden_states)
@@ -116,7 +117,7 @@ def value_and_sigma(
         correction_bias=correction_bias,
         per_expert_scale=per_expert_scale,
     )
-    v_weights = np.zeros(weights.shape) if topk else _routing_variance(weights, stores)
+    v_weights = _routing_variance(weights, stores)
     num_experts = router_logits.shape[1]
     y, sigma = experts_value_and_sigma(
         hidden_states=hidden_states,

@@ -88,7 +88,9 @@ def test_other_strata_have_outputs_of_telling_size(op: str, stratum: str) -> Non
     case = Case(op=op, stratum=stratum, spec=TOP4, num_tokens=32)
     out = moe_layer(**case.inputs(), spec=case.spec) if op == "moe_layer" else experts(case)
 
-    assert inside(metrics.rms(out), OUTPUT_RMS)
+    # Every sixteenth token of `outlier` is larger on purpose.
+    usual = np.delete(out, np.s_[::16], axis=0) if stratum == "outlier" else out
+    assert inside(metrics.rms(usual), OUTPUT_RMS)
 
 
 @pytest.mark.parametrize("spec", [SWIGLUOAI, ExpertSpec(swiglu_limit=10.0)], ids=["swigluoai", "limit 10"])
@@ -164,7 +166,8 @@ def test_cancelling_outputs_are_small_against_their_terms() -> None:
 def test_positive_operands_are_positive() -> None:
     inputs = Case(op="fused_experts", stratum="positive").inputs()
 
-    assert all((to_float64(inputs[name]) > 0).all() for name in ("hidden_states", "w13", "w2", "topk_weights"))
+    assert all((to_float64(inputs[name]) > 0).all() for name in ("hidden_states", "w13", "w2"))
+    assert (inputs["topk_weights"] >= 0).all()
 
 
 def test_outlier_channels_are_fifty_times_larger() -> None:
