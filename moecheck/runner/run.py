@@ -162,10 +162,11 @@ class _KernelLoop:
             self.run.picture = draw(self.run.plan.declaration.name, case, judged)
 
     def _submit(self, case: Case) -> object:
-        declared = self.run.plan.declaration.deterministic is True and bool(case.name)
+        declaration, named = self.run.plan.declaration, bool(case.name)
+        twice, halved = named and declaration.deterministic is True, named and declaration.batch_invariant is True
         # A fresh process imports the kernel first; twice what that took elsewhere is not counted as the kernel's.
         timeout = self.settings.timeout + 2 * self.run.plan.import_seconds
-        return self.pool.submit(run_case, self.run.plan.target, case, twice=declared, timeout=timeout)
+        return self.pool.submit(run_case, self.run.plan.target, case, twice=twice, halved=halved, timeout=timeout)
 
     def _outcome(self, future: object) -> Outcome:
         try:
@@ -207,6 +208,12 @@ class _KernelLoop:
                 f"It declares deterministic=True, and a second call on equal inputs changed {outcome.repeat_differs}."
             )
             more.append(Judgement(check="determinism", verdict=Verdict.PROVEN_WRONG, message=message))
+        if outcome.batch_differs is not None:
+            message = (
+                "It declares batch_invariant=True, and the first half of the tokens computed alone changed "
+                f"{outcome.batch_differs}."
+            )
+            more.append(Judgement(check="batch_invariance", verdict=Verdict.PROVEN_WRONG, message=message))
         return Judged(judgements=(*judged.judgements, *more), out=judged.out, values=judged.values)
 
     def _remember(self, case: Case, judged: Judged, verdict: Verdict) -> None:

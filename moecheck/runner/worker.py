@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
@@ -33,7 +33,15 @@ from moecheck.runner.target import Target, import_place, load, place_of
 _store: str | None = None
 
 
+NOT_OUT = "It was given `out` and returned another array; `out` holds something else."
 CLEAN_EXIT = 86  # stands for 0, see `_mark_clean_exits`
+# op -> its inputs with a row for each row of the output, all of them independent of each other
+ROWS = {
+    "topk_routing": ("router_logits",),
+    "act_and_mul": ("x",),
+    "fused_experts": ("hidden_states", "topk_ids", "topk_weights"),
+    "moe_layer": ("hidden_states", "router_logits"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +49,8 @@ class Outcome:
     """What one call did. problem: None, or the verdict and sentence of what went wrong instead of an output.
 
     outputs: NumPy arrays. modified: names of inputs that the call changed. repeat_differs: name of an output whose
-    bits a second call changed, when a second call was asked for. seconds: of the first call. exhausted: whether memory
-    ran out.
+    bits a second call changed, when a second call was asked for. batch_differs: the same of a call with half of the
+    tokens. seconds: of the first call. exhausted: whether memory ran out.
     """
 
     outputs: tuple[AnyArray, ...] = ()
@@ -50,6 +58,7 @@ class Outcome:
     problem: tuple[Verdict, str] | None = None
     modified: tuple[str, ...] = ()
     repeat_differs: str | None = None
+    batch_differs: str | None = None
     exhausted: bool = False
 
 
@@ -134,19 +143,20 @@ def inspect_module(place: str) -> Loaded:
     return Loaded(declarations=tuple(found), devices=devices, seconds=time.perf_counter() - start)
 
 
-def run_case(target: Target, case: Case, *, twice: bool = False) -> Outcome:
-    """Call the kernel on a case's inputs."""
+def run_case(target: Target, case: Case, *, twice: bool = False, halved: bool = False) -> Outcome:
+    """Call the kernel on a case's inputs; twice: once more on the same, halved: once more on half of the tokens."""
     try:
         function, declaration = _loaded(target)
     except BaseException as error:
         return Outcome(problem=(Verdict.ERROR, f"Importing it fails: {_sentence(error, target.place)}"))
     inputs = shared_inputs(case, _store)
     try:
-        first = _call(function, declaration, case, inputs)
-        if twice and first.problem is None:
-            second = _call(function, declaration, case, shared_inputs(case, _store))
-            return _compared(first, second)
-        return first
+        outcome = _call(function, declaration, case, inputs)
+        if twice and outcome.problem is None:
+            outcome = _compared(outcome, _call(function, declaration, case, shared_inputs(case, _store)))
+        if halved and outcome.problem is None:
+            outcome = _halved(function, declaration, case, outcome)
+        return outcome
     except Unsupported as error:
         return Outcome(problem=(Verdict.SKIP, str(error)))
     except BaseException as error:
@@ -179,7 +189,9 @@ def _call(function: Callable[..., Any], declaration: Declaration, case: Case, in
             os._exit(0)
     result = _ready(result, backend)
     seconds = time.perf_counter() - start
-    if result is None:
+    if out is not None:
+        if result is not None and not _is_out(result, out):
+            return Outcome(problem=(Verdict.PROVEN_WRONG, NOT_OUT), seconds=seconds)
         result = out
     results = result if isinstance(result, tuple | list) else (result,)
     outputs = []
@@ -192,19 +204,45 @@ def _call(function: Callable[..., Any], declaration: Declaration, case: Case, in
     return Outcome(outputs=tuple(outputs), seconds=seconds, modified=modified)
 
 
+def _is_out(result: Any, out: Any) -> bool:
+    """Whether what a kernel returned is the array that it was to write, or holds the same bits."""
+    if isinstance(result, tuple | list):
+        return len(result) == 1 and _is_out(result[0], out)
+    try:
+        return result is out or to_numpy(result).tobytes() == to_numpy(out).tobytes()
+    except (TypeError, NotImplementedError):
+        return False
+
+
 def _compared(first: Outcome, second: Outcome) -> Outcome:
-    differing = [
-        f"output {i}"
-        for i, (a, b) in enumerate(zip(first.outputs, second.outputs, strict=False))
-        if a.tobytes() != b.tobytes()
-    ]
-    return Outcome(
-        outputs=first.outputs,
-        seconds=first.seconds,
+    return replace(
+        first,
         problem=second.problem,
         modified=first.modified or second.modified,
-        repeat_differs=differing[0] if differing else None,
+        repeat_differs=_differing(first.outputs, second.outputs),
     )
+
+
+def _halved(function: Callable[..., Any], declaration: Declaration, case: Case, whole: Outcome) -> Outcome:
+    """`whole` with what changed in the first half of its rows when they are computed alone."""
+    names = ROWS.get(case.op, ())
+    if not names or case.num_tokens < 2:
+        return whole
+    inputs = shared_inputs(case, _store)
+    count = len(inputs[names[0]]) // 2
+    half = replace(case, num_tokens=case.num_tokens // 2)
+    try:
+        alone = _call(function, declaration, half, {**inputs, **{name: inputs[name][:count] for name in names}})
+    except Unsupported:  # it takes no such number of tokens
+        return whole
+    differs = _differing(tuple(np.atleast_1d(output)[:count] for output in whole.outputs), alone.outputs)
+    return replace(whole, problem=alone.problem, batch_differs=differs)
+
+
+def _differing(first: tuple[AnyArray, ...], second: tuple[AnyArray, ...]) -> str | None:
+    """The first of two calls' outputs whose bits differ."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((f"output {i}" for i, (a, b) in pairs if a.tobytes() != b.tobytes()), None)
 
 
 def _ready(result: Any, backend: str) -> Any:

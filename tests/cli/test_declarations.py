@@ -25,24 +25,24 @@ ACTIVATION = """\
 """
 ROUTING = """\
     import moecheck
-    import torch
+    from moecheck.kernels.torch.routing import topk_routing
 
     @moecheck.kernel("topk_routing", backend="torch", tie="lowest_index")
-    def route(router_logits):
-        scores = router_logits.float().softmax(-1)
-        {ids}
-        return scores.gather(1, ids), ids.int()
+    def route(router_logits, spec):
+        if {backwards} and spec.num_expert_groups == 1 and not spec.num_fused_shared_experts:
+            weights, ids = topk_routing(router_logits=router_logits.flip(1), spec=spec)
+            return weights, router_logits.shape[1] - 1 - ids
+        return topk_routing(router_logits=router_logits, spec=spec)
 """
-BY_COUNT = "result.view(torch.int32)[0] ^= len(x) % 8; return result"
-BY_CALL = "result.view(torch.int32)[0] ^= len(CALLS) % 2; return result"
-LOWEST = "ids = torch.sort(scores, dim=-1, descending=True, stable=True).indices[:, :2]"
-HIGHEST = "ids = scores.shape[1] - 1 - torch.sort(scores.flip(1), dim=-1, descending=True, stable=True).indices[:, :2]"
+BY_COUNT = "result.view(torch.int32)[:1] ^= len(x).bit_length() % 2; return result"
+BY_CALL = "result.view(torch.int32)[:1] ^= len(CALLS) % 2; return result"
 
 
 def run(folder: Path, out: Path, text: str, function: str) -> tuple[Result, str]:
     (folder / "mine.py").write_text(textwrap.dedent(text), encoding="utf-8")
     spec = f"{folder / 'mine.py'}:{function}"
-    return moecheck("kernels", *QUICK, "--kernel", spec, out=out), spec
+    narrow = QUICK if function == "h" else ("--examples", "0")  # the case of ties is one of bf16
+    return moecheck("kernels", *narrow, "--kernel", spec, out=out), spec
 
 
 def activation(declared: str, ending: str, arguments: str = "") -> str:
@@ -54,7 +54,7 @@ def activation(declared: str, ending: str, arguments: str = "") -> str:
     [
         pytest.param(activation("batch_invariant=True", BY_COUNT), "h", "batch_invariance", id="batch"),
         pytest.param(activation("deterministic=True", BY_CALL), "h", "determinism", id="determinism"),
-        pytest.param(ROUTING.format(ids=HIGHEST), "route", "tie", id="tie"),
+        pytest.param(ROUTING.format(backwards=True), "route", "tie", id="tie"),
     ],
 )
 def test_a_false_declaration_is_proven_wrong(text: str, function: str, check: str, write: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_false_declaration_is_proven_wrong(text: str, function: str, check: st
             "h",
             id="half of the tokens declined",
         ),
-        pytest.param(ROUTING.format(ids=LOWEST), "route", id="tie"),
+        pytest.param(ROUTING.format(backwards=False), "route", id="tie"),
     ],
 )
 def test_a_true_declaration_passes(text: str, function: str, write: Path, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_true_declaration_passes(text: str, function: str, write: Path, tmp_pa
     ],
 )
 def test_out_is_what_is_judged(ending: str, right: bool, write: Path, tmp_path: Path) -> None:
-    result, spec = run(write, tmp_path, activation("name=None", ending, "out"), "h")
-    record = result.kernel(spec if "mine:h" not in str(result.summary()) else "mine:h")
+    result, _ = run(write, tmp_path, activation("name=None", ending, "out"), "h")
+    record = result.summary()["kernels"][0]
     assert record["verdict"] == ("pass" if right else "proven_wrong")
     assert right or "returned another array; `out` holds something else." in record["message"]
