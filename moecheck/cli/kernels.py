@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -134,18 +135,25 @@ def kernels(
     )
     for note in notes:
         click.echo(f"moecheck: {note}", err=True)
-    return exit_code(summary)
+    return exit_code(summary, asked=bool(options.kernel))
 
 
-def exit_code(summary: RunSummary) -> int:
-    """0 all passed, 1 something failed, 4 something is undecided or nothing was really checked."""
+def exit_code(summary: RunSummary, *, asked: bool = False) -> int:
+    """0 all passed, 1 something failed, 4 something is undecided or nothing was really checked.
+
+    asked: whether the kernels were asked for by name; then each of them must have passed something.
+    """
     if any(kernel.verdict in FAILURES for kernel in summary.kernels):
         return 1
     undecided = summary.totals.get(Verdict.INCONCLUSIVE.value, 0)
-    return 0 if summary.totals.get(Verdict.PASS.value, 0) and not undecided else 4
+    unchecked = asked and (bool(summary.skipped) or not all(kernel.passed_cases for kernel in summary.kernels))
+    return 0 if summary.totals.get(Verdict.PASS.value, 0) and not undecided and not unchecked else 4
 
 
 def _check_names(options: Options) -> None:
+    for spec, times in Counter(options.kernel).items():
+        if times > 1:
+            raise UsageError(f"--kernel {spec} is given {times} times; once is enough.")
     for kind, value, known in (
         ("op", options.op, OPS),
         ("backend", options.backend, BACKENDS),

@@ -16,7 +16,7 @@ SCHEMA = 1
 class KernelSummary:
     """All that one run says of one kernel.
 
-    cases: kernel x case runs that were judged (not skipped); of these, passed_cases and failed_cases.
+    cases: kernel x case runs that were judged (not skipped); of these, passed_cases, failed_cases and vacuous_cases.
     max_diff = max|out - ref|, max_rel_diff = max|out - ref| / rms(ref), mismatch_ratio = share of elements with
     |out - ref| > tol + tol * |ref|, rms_z, max_z: each the largest over the judged cases; None: not measured.
     slope_error, slope_error_se, detection_limit, contract, contract_agreement, contract_runner_up, diagnosis: None
@@ -33,6 +33,7 @@ class KernelSummary:
     cases: int = 0
     passed_cases: int = 0
     failed_cases: int = 0
+    vacuous_cases: int = 0
     skipped_cases: int = 0
     max_diff: float | None = None
     max_rel_diff: float | None = None
@@ -58,6 +59,12 @@ class KernelSummary:
     @property
     def failed(self) -> bool:
         return self.verdict in FAILURES
+
+    @property
+    def tally(self) -> str:
+        """`25/26`: passed of those that could fail, with the number of skipped cases where most were skipped."""
+        text = f"{self.passed_cases}/{self.cases - self.vacuous_cases}"
+        return f"{text} ({self.skipped_cases} skipped)" if self.skipped_cases > self.cases else text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

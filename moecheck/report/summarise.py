@@ -122,6 +122,7 @@ def _kernel(
         cases=len(judged),
         passed_cases=verdicts.count(Verdict.PASS),
         failed_cases=sum(verdict in FAILURES for verdict in verdicts),
+        vacuous_cases=verdicts.count(Verdict.VACUOUS),
         skipped_cases=reasons.total(),
         tol=tol,
         worst_case=worst_case,

@@ -90,7 +90,7 @@ def _table(kernels: list[KernelSummary], *, width: int) -> Table:
             Text(one_line(kernel.name), style=verdict_style(kernel.verdict) if kernel.failed else ""),
             *([kernel.op] if width >= _WIDE else []),
             verdict_text(kernel.verdict),
-            f"{kernel.passed_cases}/{kernel.cases}",
+            kernel.tally,
             *(cells[name] for name in shown),
         )
     return table

@@ -38,6 +38,9 @@ def sentence(result: Result) -> str:
         pytest.param(["kernels", "--tol", "small"], "'small' is not a valid float", id="tol that is no number"),
         pytest.param(["kernels", "--max-mismatch", "nan"], "--max-mismatch must be", id="NaN max-mismatch"),
         pytest.param(["kernels", "--timeout", "0"], "--timeout must be a finite number above 0", id="no time"),
+        pytest.param(
+            ["kernels", "--kernel", "a", "--kernel", "b", "--kernel", "a"], "--kernel a is given 2 times", id="twice"
+        ),
         pytest.param(["kernels", "--jobs", "0"], "--jobs", id="no jobs"),
         pytest.param(["kernels", "--examples", "-1"], "--examples", id="negative examples"),
         pytest.param(["kernels", "--kernel", "nowhere.py:moe"], "There is no kernel file nowhere.py.", id="no file"),

@@ -9,7 +9,9 @@ import pytest
 
 from moecheck.checks.finding import Finding, Verdict
 from moecheck.report import RunSummary, reproduce_line, summarise
+from moecheck.report.markdown import markdown_summary
 from moecheck.report.strict_json import dumps
+from moecheck.report.terminal import render, run_view
 from tests.report import sample
 
 
@@ -66,6 +68,25 @@ def test_numbers_are_the_largest_of_the_judged_cases_and_the_message_is_the_wors
     assert kernel.reproduce == reproduce_line("k", "bad")
     assert kernel.skip_reasons == {"no bf16": 1}
     assert kernel.seconds == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(
+    ("passed", "vacuous", "skipped", "tally"),
+    [
+        pytest.param(25, 1, 0, "25/25", id="a vacuous case could not fail"),
+        pytest.param(25, 0, 25, "25/25", id="half skipped"),
+        pytest.param(1, 0, 35, "1/1 (35 skipped)", id="most skipped"),
+        pytest.param(0, 2, 0, "0/0", id="only vacuous"),
+    ],
+)
+def test_the_tally_shows_what_was_really_judged(passed: int, vacuous: int, skipped: int, tally: str) -> None:
+    verdicts = [Verdict.PASS] * passed + [Verdict.VACUOUS] * vacuous + [Verdict.SKIP] * skipped
+    summary = _summarise([sample.run("k", f"c{i}", verdict, "why") for i, verdict in enumerate(verdicts)], "k")
+    (kernel,) = summary.kernels
+
+    assert (kernel.cases, kernel.vacuous_cases, kernel.tally) == (passed + vacuous, vacuous, tally)
+    assert tally in render(run_view(summary, width=100), width=100, color=False)
+    assert tally in markdown_summary(summary).replace("\\", "")
 
 
 def test_nan_is_the_worst_number_and_makes_the_worst_case() -> None:
