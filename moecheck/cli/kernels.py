@@ -261,7 +261,7 @@ def _import_findings(name: str, reason: str) -> list[Finding]:
 
 
 class _Reproducer:
-    """Saves the case that a reader wants to see again, and names the command that runs it."""
+    """Saves the case that a reader wants to see again, and names the command that runs it; no case that passes."""
 
     def __init__(self, folder: ReportFolder, plans: list[Plan], runs: list[KernelRun], options: Options) -> None:
         self._folder, self._options = folder, options

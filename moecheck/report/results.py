@@ -22,7 +22,8 @@ class KernelSummary:
     slope_error, slope_error_se, detection_limit, contract, contract_agreement, contract_runner_up, diagnosis: None
     where no check tells.
     worst_case: id of the case that decided the verdict. check, message, where: of its worst finding.
-    reproduce: a shell command. skip_reasons: reason -> number of cases. seconds: time in the kernel.
+    reproduce: a shell command, None for a kernel that passed. skip_reasons: reason -> number of cases. seconds: time
+    in the kernel.
     """
 
     name: str

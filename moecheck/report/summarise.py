@@ -41,7 +41,8 @@ def summarise(
 
     declarations: of every kernel that was selected. skipped: kernel -> reason, for kernels that were not run at all.
     devices: kernel -> device (`cpu` when absent). interpreted: kernel -> wall seconds, for kernels run by an
-    interpreter, whose speed says nothing. reproduce: (kernel name, case id) -> shell command.
+    interpreter, whose speed says nothing. reproduce: (kernel name, case id) -> shell command, not asked for kernels
+    that passed.
     """
     skipped, devices, interpreted = skipped or {}, devices or {}, interpreted or {}
     groups = group(findings)
@@ -107,9 +108,8 @@ def _kernel(
     judged = {case: cases[case] for case, line in closing.items() if line.verdict != Verdict.SKIP}
     verdicts = [closing[case].verdict for case in judged]
     reasons = Counter(line.message or "no reason given" for line in closing.values() if line.verdict == Verdict.SKIP)
-    failing = [
-        case for case in judged if closing[case].verdict == worst(verdicts) and closing[case].verdict in FAILURES
-    ]
+    verdict = worst(verdicts)
+    failing = [case for case in judged if closing[case].verdict == verdict and verdict in FAILURES]
     # Of failing cases the first: cases come in order of plainness, and a plain one tells best where the error is.
     worst_case = failing[0] if failing else max(judged, key=lambda case: _badness(judged[case]), default=None)
     shown = decisive(judged[worst_case]) if worst_case else None
@@ -118,7 +118,7 @@ def _kernel(
         op=declaration.op,
         backend=declaration.backend,
         device=device,
-        verdict=worst(verdicts),
+        verdict=verdict,
         cases=len(judged),
         passed_cases=verdicts.count(Verdict.PASS),
         failed_cases=sum(verdict in FAILURES for verdict in verdicts),
@@ -126,7 +126,7 @@ def _kernel(
         skipped_cases=reasons.total(),
         tol=tol,
         worst_case=worst_case,
-        reproduce=reproduce(declaration.name, worst_case) if worst_case else None,
+        reproduce=reproduce(declaration.name, worst_case) if worst_case and verdict is not Verdict.PASS else None,
         seconds=sum(line.seconds for line in closing.values()),
         check=shown.check if shown else None,
         message=shown.message if shown else (reasons.most_common(1)[0][0] if reasons else NO_CASE),

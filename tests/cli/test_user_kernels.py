@@ -131,6 +131,7 @@ def test_a_kernel_asked_for_and_never_checked_is_no_pass_beside_one_that_passed(
     result = moecheck("kernels", *QUICK, "--kernel", specs[0], "--kernel", specs[1], out=tmp_path)
     assert [result.kernel(spec)["verdict"] for spec in specs] == ["pass", "skip"]
     assert result.code == 4
+    assert not list((result.folder / "cases").iterdir())  # it holds failing cases only
 
 
 def test_nothing_but_vacuous_cases_is_no_pass(write: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from moecheck.checks.finding import Finding, Verdict
 from moecheck.report import RunSummary, reproduce_line, summarise
+from moecheck.report.html import html_report
 from moecheck.report.markdown import markdown_summary
 from moecheck.report.strict_json import dumps
 from moecheck.report.terminal import render, run_view
@@ -110,6 +111,21 @@ def test_a_kernel_that_only_skips_gives_its_most_common_reason() -> None:
     assert kernel.message == "b"
     assert kernel.skip_reasons == {"b": 2, "a": 1}
     assert kernel.reproduce is None
+
+
+def test_a_kernel_that_passed_has_no_case_to_reproduce() -> None:
+    lines = [sample.run("good", "c", Verdict.PASS), sample.run("bad", "c", Verdict.FAIL, "why")]
+    asked: list[str] = []
+
+    def reproduce(kernel: str, case: str) -> str:
+        asked.append(kernel)
+        return f"again {case}"
+
+    summary = _summarise(lines, "good", "bad", reproduce=reproduce)
+
+    assert {kernel.name: kernel.reproduce for kernel in summary.kernels} == {"good": None, "bad": "again c"}
+    assert asked == ["bad"]  # asking writes a case file
+    assert "None" not in html_report(summary, [])
 
 
 def test_totals_count_checks_and_speed_leaves_out_interpreted_kernels_and_their_time() -> None:
