@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from .cases import Case
 from .curated_rows import BY_OP, COMMON, TOP2
@@ -66,7 +67,7 @@ def cases_for(
     if small:
         cases = [_small(case) for case in cases]
     count = DRAWN[profile] if examples is None else examples
-    drawn = draw_cases(moe_cases(op, small=small), count // 2 if small else count, seed)
+    drawn = list(_drawn(op, small, count // 2 if small else count, seed))
     if specs:
         drawn = [case for i, d in enumerate(drawn) if (case := _under(d, specs[i % len(specs)], own=False)) is not None]
     cases += [case if case.dtype in dtypes else replace(case, dtype=dtypes[0]) for case in drawn]
@@ -74,6 +75,11 @@ def cases_for(
     for case in cases:
         distinct.setdefault(case.digest, case)
     return list(distinct.values())
+
+
+@lru_cache(maxsize=64)
+def _drawn(op: str, small: bool, count: int, seed: int) -> tuple[Case, ...]:
+    return tuple(draw_cases(moe_cases(op, small=small), count, seed))
 
 
 def few_shapes(cases: list[Case], most: int) -> tuple[list[Case], list[Case]]:

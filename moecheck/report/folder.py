@@ -11,7 +11,6 @@ from moecheck.checks.finding import Finding
 from moecheck.errors import UsageError
 from moecheck.report.environment import environment
 from moecheck.report.findings_file import append_findings, read_findings, repair_findings, replace_file
-from moecheck.report.html import html_report
 from moecheck.report.junit import junit_xml
 from moecheck.report.markdown import markdown_summary
 from moecheck.report.names import folder_name, point_latest, slug
@@ -83,6 +82,8 @@ class ReportFolder:
 
         Returns sentences that the user should see, normally none.
         """
+        from moecheck.report.html import html_report  # draws with matplotlib, which takes a second to import
+
         self._write("summary.json", dumps(summary.to_json(), indent=2) + "\n")
         self._write("summary.md", markdown_summary(summary))
         self._write("junit.xml", junit_xml(summary, self.findings()))
