@@ -15,7 +15,7 @@ from .strategies import draw_cases, moe_cases
 DRAWN = {"quick": 2, "default": 12, "nightly": 100}
 PROFILES = tuple(DRAWN)
 # Distinct shapes for kernels that are compiled anew for each (seconds a time).
-COMPILED_SHAPES = {"quick": 4, "default": 8, "nightly": 1000}
+COMPILED_SHAPES = {"quick": 4, "default": 6, "nightly": 1000}
 DTYPES = ("bf16", "fp32", "fp16")
 # Models whose scaled layers are in every run: each adds semantics that the others lack.
 DEFAULT_MODELS = (
