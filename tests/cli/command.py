@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import signal
 import subprocess
 import sysconfig
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def moecheck(*arguments: str | Path, out: Path | None = None) -> Result:
 
 
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
-    """Start it as a user does, in a process group of its own."""
+    """Start it as a user does, in a process group of its own that heeds Ctrl-C (a job in the background does not)."""
     script = Path(sysconfig.get_path("scripts")) / "moecheck"
     return subprocess.Popen(
         [str(script), *map(str, arguments)],
@@ -60,4 +61,5 @@ def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )

@@ -35,8 +35,14 @@ def saved_case(result: Result, spec: str) -> tuple[Path, dict[str, Any]]:
     ],
 )
 def test_a_failing_case_is_made_smaller_and_replays(
-    name: str, condition: str, sizes: dict[str, tuple[int, int]], write: Path, tmp_path: Path
+    name: str,
+    condition: str,
+    sizes: dict[str, tuple[int, int]],
+    write: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("moecheck.runner.run.SHRINK_SECONDS", 120.0)  # however slow the machine is
     spec = write_wrong(write, name, condition)
 
     result = moecheck("kernels", *QUICK, "--kernel", spec, out=tmp_path)
