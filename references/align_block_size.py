@@ -25,7 +25,7 @@ def align_block_size(
     Order: experts by global id; the pairs of one expert in ascending order here, in any order in a kernel.
     expert_map: pairs of experts that are not here, and pairs with id -1, get no block at all (vLLM's
     ignore_invalid_experts=True; without it they keep blocks whose expert id is -1, which multiply nothing).
-    Source: vLLM moe_align_block_size (vllm/model_executor/layers/fused_moe/moe_align_block_size.py, v0.22).
+    Source: vLLM moe_align_block_size.
     """
     numel = topk_ids.size
     ids, local = topk_ids.ravel(), local_ids(topk_ids, expert_map).ravel()

@@ -29,7 +29,7 @@ def permute(
     inv_permuted_idx [T, k] int32, the row of each pair, -1 where it has none.
     Unspecified region: rows R_local and above (pairs without a local expert) of permuted and permuted_scale; a kernel
     may leave anything there, the reference leaves NaN.
-    Source: vLLM moe_permute (vllm/model_executor/layers/fused_moe/moe_permute_unpermute.py, v0.22).
+    Source: vLLM moe_permute.
     """
     ids = local_ids(topk_ids, expert_map)
     num_slots = ids.size

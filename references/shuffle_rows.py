@@ -12,7 +12,7 @@ def shuffle_rows(*, x: AnyArray, row_map: AnyArray) -> Float64:
 
     x: [R0, W] storage dtype. row_map: [R] int in 0 .. R0 - 1; rows may repeat or be left out. Returns [R, W] float64.
     Unspecified region: rows whose index is -1; the reference leaves NaN.
-    Source: vLLM shuffle_rows (vllm/_custom_ops.py, v0.22).
+    Source: vLLM shuffle_rows.
     """
     out = np.full((len(row_map), x.shape[1]), np.nan)
     for i, row in enumerate(row_map):

@@ -27,7 +27,7 @@ def unpermute(
     Returns [T, H] float64.
     Padding: a slot with index -1 contributes exactly 0; rows that no index names are never read.
     numerics: None for the mathematics; else rounds at topk_weights, weighted, combine in its order (`expert` is the
-    order of the rows, which are sorted by expert) and out. Source: vLLM moe_unpermute (v0.22).
+    order of the rows, which are sorted by expert) and out. Source: vLLM moe_unpermute.
     """
     stores = contract(numerics, dtype, permuted, undeclared=EXACT)
     scale = rounded(decode(topk_weights), stores.topk_weights)
