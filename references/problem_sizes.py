@@ -26,7 +26,7 @@ def problem_sizes(
     -1 = not here. Returns expert_starts [E_local + 1] int32, the exclusive prefix sum of n_e ending in the total;
     problem_sizes1 and problem_sizes2 [E_local, 3] int32, by local expert; E_local = num_experts without a map.
     Source: get_cutlass_moe_mm_data and get_cutlass_moe_mm_problem_sizes without swap_ab, gated
-    (vLLM get_cutlass_moe_mm_data), which swap rows and columns for small batches.
+    (both vLLM; the former also swaps rows and columns for small batches).
     """
     ids = local_ids(topk_ids, expert_map)
     counts = np.bincount(ids[ids >= 0], minlength=count_local_experts(num_experts, expert_map))
