@@ -14,6 +14,9 @@ from .strategies import draw_cases, moe_cases
 
 DRAWN = {"quick": 2, "default": 12, "nightly": 100}
 PROFILES = tuple(DRAWN)
+# Ops whose cases hold experts' weights; a case of another op costs a tenth, so more of them are drawn.
+HEAVY_OPS = ("fused_experts", "moe_layer", "grouped_gemm")
+CHEAPER = 3
 # Distinct shapes for kernels that are compiled anew for each (seconds a time).
 COMPILED_SHAPES = {"quick": 4, "default": 6, "nightly": 1000}
 DTYPES = ("bf16", "fp32", "fp16")
@@ -66,7 +69,7 @@ def cases_for(
         cases = [changed for spec in specs for case in cases if (changed := _under(case, spec)) is not None]
     if small:
         cases = [_small(case) for case in cases]
-    count = DRAWN[profile] if examples is None else examples
+    count = examples if examples is not None else DRAWN[profile] * (1 if op in HEAVY_OPS else CHEAPER)
     drawn = list(_drawn(op, small, count // 2 if small else count, seed))
     if specs:
         drawn = [case for i, d in enumerate(drawn) if (case := _under(d, specs[i % len(specs)], own=False)) is not None]

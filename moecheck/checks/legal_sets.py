@@ -48,6 +48,8 @@ def choice_of(case: Case, inputs: dict[str, Any], numerics: Numerics | None) -> 
     dtype = (numerics or Numerics()).resolve(case.dtype).scores
     exact = by_logits and routing.correction_bias == "none" and routing.softcap is None and dtype == "fp32"
     spread = 0.0 if by_logits or routing.scoring != "softmax" else _below_largest(arguments, routing)
+    # A capped logit is itself rounded, relative to the cap: near saturation different logits become equal.
+    spread = spread + (routing.softcap or 0.0)
     eps = np.zeros_like(c) if exact else score_eps(c - bias if by_logits else scores, bias, dtype, spread=spread)
     group = group_eps = None
     if routing.num_expert_groups > 1:
