@@ -31,6 +31,8 @@ def swaps(case: Case, outputs: tuple[AnyArray, ...]) -> Iterator[tuple[AnyArray,
         "permute": ("permuted", "permuted_scale"),
     }.get(case.op, ())
     if case.op == "topk_routing":
+        if case.load == "near_ties":  # every choice may be legal for every token: legal sets have their own tests
+            return
         chosen = [set(row) for row in outputs[1].tolist()]
         order = np.arange(len(chosen))
         other = next(j for j in range(1, len(chosen)) if chosen[j] != chosen[0])
@@ -60,7 +62,7 @@ def test_right_passes_and_wrong_fails(case: Case) -> None:
     zeros = tuple(np.zeros_like(output) for output in outputs)
     assert verdict(case, zeros, oracle) in FAILURES
     wrong = list(swaps(case, outputs))
-    assert wrong or case.op == "align_block_size"
+    assert wrong or case.op == "align_block_size" or case.load == "near_ties"
     for swapped in wrong:
         assert verdict(case, swapped, oracle) in FAILURES
     for i, output in enumerate(outputs):
