@@ -71,14 +71,43 @@ def moe_layer(
         w2_bias=w2_bias,
         numerics=stores,
     )
+    shared = None
+    if spec.shared_experts != "none":
+        shared = expert_output(x, _shared_weights(shared_w13, shared_w2), spec.experts, stores)
+    return finished(
+        y,
+        x=x,
+        topk=(weights, ids),
+        num_experts=num_experts,
+        shared=shared,
+        shared_gate=shared_gate,
+        spec=spec,
+        stores=stores,
+    )
+
+
+def finished(
+    y: Float64,
+    *,
+    x: Float64,
+    topk: Topk,
+    num_experts: int,
+    shared: Float64 | None,
+    shared_gate: AnyArray | None,
+    spec: MoESpec,
+    stores: Numerics,
+) -> Float64:
+    """The layer's output from its routed experts' sum y and its shared experts' output, both [T, H] float64.
+
+    x: [T, H] float64. topk: weights and ids [T, k']. shared: None where the spec has none. Returns [T, H].
+    """
     if spec.routing.num_zero_experts:
-        identity = rounded(x * _identity_weight(weights, ids, num_experts, spec.routing), stores.out)
+        identity = rounded(x * _identity_weight(*topk, num_experts, spec.routing), stores.out)
         y = rounded(y + identity, stores.out)
     if _output_factor(spec.routing) != 1.0:
         y = rounded(y * _output_factor(spec.routing), stores.out)
-    if spec.shared_experts == "none":
+    if shared is None:
         return y
-    shared = expert_output(x, _shared_weights(shared_w13, shared_w2), spec.experts, stores)
     if spec.shared_experts == "gated":
         logit = rounded(_gate_logit(x, shared_gate), stores.gate_up)
         shared = rounded(shared * rounded(sigmoid(logit), stores.act), stores.weighted)
