@@ -7,6 +7,7 @@ import traceback
 
 import click
 
+from moecheck.cli.check import check
 from moecheck.cli.doctor import doctor
 from moecheck.cli.kernels import kernels
 from moecheck.cli.listing import list_all
@@ -40,7 +41,7 @@ def cli() -> None:
     """
 
 
-for command in (kernels, replay, list_all, doctor, new_kernel):
+for command in (kernels, check, replay, list_all, doctor, new_kernel):
     cli.add_command(command)
 
 

@@ -45,6 +45,11 @@ def replay_view(
     return Group(*parts)
 
 
+def picture_view(picture: ErrorPicture, *, width: int) -> RenderableType:
+    """How many elements are wrong, the worst of them, and a heat map of the error."""
+    return Group(*_picture(picture, width=width))
+
+
 def heat_map(excess: Float64, rows: int, columns: int) -> list[str]:
     """Lines of blocks, one a cell. excess: [t, h] float64, |out - ref| / allowed; each cell shows its largest."""
     cells = coarsen(excess, rows, columns)

@@ -1,0 +1,101 @@
+"""The assertion that takes the place of assert_close(atol=...)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moecheck.cases import Case
+from moecheck.checks.finding import Verdict
+from moecheck.checks.judge import Limits
+from moecheck.errors import MoecheckError, UsageError
+from moecheck.formats import AnyArray
+from moecheck.numerics import Numerics
+
+from .capture import host_outputs
+from .dump import Dump, write_dump
+from .examine import Examined, examine
+from .given import Given, given, given_case
+from .semantics import AnySpec
+from .words import again, failure
+
+KEEP = "MOECHECK_CAPTURE"  # environment variable: the folder into which a failing call is written
+
+
+class MoeMismatch(AssertionError, MoecheckError):
+    """The outputs are wrong, or the comparison shows nothing. examined: everything that was found."""
+
+    def __init__(self, message: str, examined: Examined) -> None:
+        super().__init__(message)
+        self.examined = examined
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoeMatch:
+    """A comparison that passed. numbers: metric name -> value. contract: its rounding points, in words."""
+
+    verdict: Verdict
+    numbers: dict[str, float] = field(default_factory=dict)
+    contract: str = ""
+
+
+def assert_moe_close(
+    out: object,
+    case_or_inputs: Case | Mapping[str, object],
+    *,
+    op: str | None = None,
+    spec: AnySpec | None = None,
+    numerics: Numerics | None = None,
+    tol: float | None = None,
+) -> MoeMatch:
+    """Equivalent to: assert that `out` deviates from the op's float64 reference by no more than rounding explains.
+
+    out: the op's output, or a tuple of all of them, from torch (CPU or CUDA), jax or NumPy. case_or_inputs: a Case, or
+    the op's arguments by the names of `moecheck list ops`, arrays of any of these frameworks (see `given`). op, spec:
+    as there; a Case has its own. numerics: the rounding points that the kernel declares. tol: of mismatch_ratio and of
+    what counts as vacuous, 1e-2 by default; it excuses nothing.
+    Raises MoeMismatch (an AssertionError) where the outputs are wrong, and where the comparison shows nothing because
+    zeros would pass (VACUOUS) or too little is defined (INCONCLUSIVE); UsageError where the arguments do not fit.
+    """
+    __tracebackhide__ = True
+    described = _described(case_or_inputs, op, spec)
+    if numerics is not None and not isinstance(numerics, Numerics):
+        raise UsageError(f"numerics must be a moecheck.Numerics, not {type(numerics).__name__}.")
+    limits = Limits() if tol is None else Limits(tol=_checked(tol))
+    outputs = host_outputs(described.case.op, out)
+    examined = examine(described, outputs, limits=limits, numerics=numerics)
+    if examined.verdict is Verdict.PASS:
+        return MoeMatch(verdict=Verdict.PASS, numbers=examined.numbers, contract=examined.contract)
+    own = case_or_inputs if isinstance(case_or_inputs, Case) else None
+    message = failure(examined, again(own, _kept(described, outputs, numerics)))
+    raise MoeMismatch(message, examined)
+
+
+def _described(case_or_inputs: Case | Mapping[str, object], op: str | None, spec: AnySpec | None) -> Given:
+    if isinstance(case_or_inputs, Case):
+        if op not in (None, case_or_inputs.op) or spec not in (None, case_or_inputs.spec):
+            raise UsageError("A Case has its own op and spec; leave out op= and spec=.")
+        return given_case(case_or_inputs)
+    if not isinstance(case_or_inputs, Mapping):
+        kind = type(case_or_inputs).__name__
+        raise UsageError(f"case_or_inputs must be a moecheck Case or a dict of the op's arguments, not {kind}.")
+    return given(case_or_inputs, op=op, spec=spec)
+
+
+def _checked(tol: float) -> float:
+    if not (isinstance(tol, int | float) and 0 <= tol < float("inf")):
+        raise UsageError(f"tol={tol!r} must be a finite number of at least 0.")
+    return float(tol)
+
+
+def _kept(described: Given, outputs: tuple[AnyArray, ...], numerics: Numerics | None) -> Path | None:
+    """The file that a failing call was written to, where the environment asks for that."""
+    folder = os.environ.get(KEEP)
+    if not folder:
+        return None
+    case = described.case
+    path = Path(folder) / f"{case.op}-{case.digest}.safetensors"
+    write_dump(path, Dump(given=described, outputs=outputs, kernel="", numerics=numerics))
+    return path

@@ -1,0 +1,79 @@
+"""Hypothesis strategies for other projects' property tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hypothesis import strategies as st
+
+from moecheck import strategies
+from moecheck.cases import Case
+from moecheck.errors import UsageError, check_known
+from moecheck.formats import FORMATS
+from moecheck.ops import OPS
+from moecheck.spec import MoESpec, RoutingSpec
+
+from .semantics import AnySpec
+
+
+def moe_cases(
+    op: str = "fused_experts",
+    *,
+    spec: AnySpec | None = None,
+    dtypes: Sequence[str] = strategies.DTYPES,
+    max_tokens: int = 128,
+    small: bool = False,
+) -> st.SearchStrategy[Case]:
+    """Cases of one op for `@given`; they shrink to few tokens, few experts and plain values.
+
+    spec: the only semantics wanted, None for all kinds. dtypes: format names. small: sizes for kernels that run under
+    an interpreter. A case's arrays are `inputs_for(case, "torch")`; kernels that need contiguous rows take
+    `moe_cases(...).map(contiguous)`.
+    Raises UsageError for an op or dtype that does not exist.
+    """
+    check_known("op", op, OPS)
+    for dtype in dtypes:
+        check_known("dtype", dtype, FORMATS)
+    if not dtypes or max_tokens < 1:
+        raise UsageError(f"dtypes={tuple(dtypes)!r} and max_tokens={max_tokens} leave no case.")
+    wanted = None if spec is None else whole_spec(spec)
+
+    @st.composite
+    def cases(draw: st.DrawFn) -> Case:
+        case = draw(strategies.moe_cases(op, small=small))
+        case = replace(
+            case, num_tokens=min(case.num_tokens, max_tokens), dtype=draw(st.sampled_from(tuple(dtypes))), name=""
+        )
+        return case if wanted is None else _under(case, wanted)
+
+    return cases()
+
+
+def contiguous(case: Case) -> Case:
+    """The case with rows that lie next to each other in memory."""
+    return replace(case, layout="contiguous")
+
+
+def whole_spec(spec: AnySpec) -> MoESpec:
+    """A MoESpec from itself or from the part that an op reads."""
+    if isinstance(spec, MoESpec):
+        return spec
+    if isinstance(spec, RoutingSpec):
+        return MoESpec(routing=spec)
+    return MoESpec(experts=spec, routing=RoutingSpec(top_k=1 if spec.weight_on_input else 2, renormalize=True))
+
+
+def _under(case: Case, spec: MoESpec) -> Case:
+    """The case with other semantics, and as many experts as these need."""
+    routing = spec.routing
+    groups = routing.num_expert_groups
+    experts = max(case.num_experts, groups * max(2, -(-routing.top_k // routing.topk_groups)))
+    experts += -experts % groups
+    shared = case.shared_intermediate_size or case.intermediate_size
+    return replace(
+        case,
+        spec=spec,
+        num_experts=experts,
+        shared_intermediate_size=shared if spec.shared_experts != "none" else 0,
+    )

@@ -1,0 +1,53 @@
+"""Which op a set of argument names belongs to, and what is missing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from moecheck.errors import UsageError, near
+from moecheck.ops import OPS
+
+# Arguments that a call may leave out.
+OPTIONAL = frozenset(
+    {"correction_bias", "per_expert_scale", "expert_map", "hidden_scale", "bias", "w13_bias", "w2_bias"}
+    | {"shared_w13", "shared_w2", "shared_gate"}
+)
+
+
+def required(op: str) -> tuple[str, ...]:
+    """The arguments without which an op cannot be called, in its order."""
+    return tuple(name for name in OPS[op].arg_names if name not in OPTIONAL)
+
+
+def infer_op(names: Iterable[str]) -> str:
+    """The one op that takes all of these arguments and needs no others; UsageError names the choices."""
+    known = set(names)
+    fitting = [op for op in OPS if set(required(op)) <= known <= set(OPS[op].arg_names)]
+    if len(fitting) == 1:
+        return fitting[0]
+    shared = {op: len(known & set(OPS[op].arg_names)) for op in OPS}
+    most = max(shared.values())
+    nearest = [op for op in OPS if shared[op] == most] if most else []
+    hints = "; ".join(_misfit(op, known) for op in nearest[:3]) or f"there are {', '.join(OPS)}"
+    raise UsageError(f"Which op takes {', '.join(sorted(known)) or 'no arguments'}? Say which one ({hints}).")
+
+
+def check_names(op: str, names: Iterable[str]) -> None:
+    """UsageError for the first argument that the op does not have, or for those that it needs and are not given."""
+    given = list(names)
+    for name in given:
+        if name not in OPS[op].arg_names:
+            hint = near(name, OPS[op].arg_names) or f" It takes {', '.join(OPS[op].arg_names)}."
+            raise UsageError(f"{op} has no argument {name!r}.{hint}")
+    missing = [name for name in required(op) if name not in given]
+    if missing:
+        raise UsageError(f"{op} needs {', '.join(missing)}; given: {', '.join(given) or 'nothing'}.")
+
+
+def _misfit(op: str, names: set[str]) -> str:
+    """`fused_experts lacks w2`, `permute does not take w13`."""
+    lacking = [name for name in required(op) if name not in names]
+    extra = sorted(names - set(OPS[op].arg_names))
+    parts = [f"lacks {', '.join(lacking)}"] if lacking else []
+    parts += [f"does not take {', '.join(extra)}"] if extra else []
+    return f"{op} {' and '.join(parts) or 'fits'}"
