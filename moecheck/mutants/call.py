@@ -1,0 +1,179 @@
+"""One call of an op's reference as data, so that a mutant is a change of the semantics or of the inputs it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moecheck.bounds import FLUSHED
+from moecheck.cases import Case
+from moecheck.formats import AnyArray, Float64, round_to, to_float64
+from moecheck.numerics import FLOOR, Numerics
+from moecheck.oracle import Oracle, call_reference, reference_modules
+
+Ids = npt.NDArray[np.integer[Any]]
+ROUTER_INPUTS = ("router_logits", "correction_bias", "per_expert_scale")
+
+
+class Slots(NamedTuple):
+    """What each token's slots hold. weights: [T, slots] float64. ids: [T, slots] int (rows of `permuted` in unpermute)."""
+
+    weights: Float64
+    ids: Ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A reference's arguments. case: op and semantics. inputs: by name, storage dtype or float64.
+
+    slots: what the router chose, where a mutant changes that itself (topk_routing and moe_layer).
+    """
+
+    case: Case
+    inputs: dict[str, Any]
+    slots: Slots | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One summand of a wrong output: factor * output[rows] of a call.
+
+    factor: a number or an array that broadcasts to the output; 0 gives exactly 0, whatever it multiplies.
+    rows: [T] int, which row of the call's output stands in each row; None: its own.
+    """
+
+    call: Call
+    factor: Float64 | float = 1.0
+    rows: Ids | None = None
+
+
+# What a mutant makes of a call: another call, a sum of several, or the wrong value itself.
+Mutation = Call | tuple[Term, ...] | Float64
+
+
+class Prediction(NamedTuple):
+    """An output and the standard deviation of an honest kernel's error about it, both [rows, columns] float64."""
+
+    value: Float64
+    sigma: Float64
+
+
+def call_of(case: Case, oracle: Oracle) -> Call:
+    """The right call of a case."""
+    return Call(case=case, inputs=oracle.inputs(case))
+
+
+def with_inputs(call: Call, **arrays: AnyArray | None) -> Call:
+    """The call with other inputs; None leaves one out."""
+    inputs = {**call.inputs, **arrays}
+    return replace(call, inputs={name: value for name, value in inputs.items() if value is not None})
+
+
+def with_routing(call: Call, **fields: object) -> Call:
+    """The call with other fields in its RoutingSpec."""
+    spec = call.case.spec
+    routing = replace(spec.routing, **fields)  # type: ignore[arg-type]  # names and types are those of the spec
+    return replace(call, case=replace(call.case, spec=replace(spec, routing=routing)))
+
+
+def with_experts(call: Call, **fields: object) -> Call:
+    """The call with other fields in its ExpertSpec."""
+    spec = call.case.spec
+    experts = replace(spec.experts, **fields)  # type: ignore[arg-type]  # names and types are those of the spec
+    return replace(call, case=replace(call.case, spec=replace(spec, experts=experts)))
+
+
+def slots_of(call: Call) -> Slots:
+    """What the call's tokens chose: given (fused_experts, unpermute), changed by a mutant, or as the router does."""
+    if call.slots is not None:
+        return call.slots
+    if call.case.op in SLOT_NAMES:
+        weights, ids = (call.inputs[name] for name in SLOT_NAMES[call.case.op])
+        return Slots(to_float64(weights), ids)
+    return Slots(*reference_modules()["topk_routing"].topk_routing(**router_arguments(call)))
+
+
+def with_slots(call: Call, *, weights: Float64 | None = None, ids: Ids | None = None) -> Call:
+    """The call with other weights or ids in its slots."""
+    own = slots_of(call)
+    new = Slots(own.weights if weights is None else weights, own.ids if ids is None else ids)
+    if call.case.op in SLOT_NAMES:
+        return with_inputs(call, **dict(zip(SLOT_NAMES[call.case.op], new, strict=True)))
+    return replace(call, slots=new)
+
+
+def router_arguments(call: Call) -> dict[str, Any]:
+    """The arguments of the topk_routing reference for this call."""
+    return {"spec": call.case.spec.routing, **{n: call.inputs[n] for n in ROUTER_INPUTS if n in call.inputs}}
+
+
+def value(mutation: Mutation) -> Float64:
+    """The mutation's unrounded output [rows, columns]."""
+    if isinstance(mutation, Call):
+        module = reference_modules()[mutation.case.op]
+        out: Float64 = call_reference(getattr(module, mutation.case.op), mutation.case, mutation.inputs, **_topk(mutation))
+        return out
+    if isinstance(mutation, tuple):
+        return _sum([_of_term(term, value(term.call)) for term in mutation])
+    return mutation
+
+
+def predict(mutation: Mutation, numerics: Numerics | None, fallback: Float64) -> Prediction:
+    """The mutation's unrounded output and its sigma under a contract (None: the floor contract).
+
+    fallback: sigma where the mutation is a value without one, that of the right output.
+    """
+    if isinstance(mutation, Call):
+        module, case = reference_modules()[mutation.case.op], mutation.case
+        contract = (numerics or FLOOR).resolve(case.dtype)
+        return Prediction(
+            *call_reference(
+                module.value_and_sigma, case, mutation.inputs, numerics=contract, dtype=case.dtype, **_topk(mutation)
+            )
+        )
+    if isinstance(mutation, tuple):
+        parts = [(term, predict(term.call, numerics, fallback)) for term in mutation]
+        variance = _sum([np.square(_of_term(term, part.sigma)) for term, part in parts])
+        return Prediction(_sum([_of_term(term, part.value) for term, part in parts]), np.sqrt(variance))
+    return Prediction(mutation, fallback)
+
+
+def rounded(mutation: Mutation, numerics: Numerics | None, dtype: str) -> Float64:
+    """The mutation's output as a kernel of this contract (None: one rounding, at the end) would store it, float64."""
+    contract = (numerics or Numerics()).resolve(dtype)
+    if isinstance(mutation, Call):
+        function = getattr(reference_modules()[mutation.case.op], mutation.case.op)
+        out: Float64 = call_reference(
+            function, mutation.case, mutation.inputs, numerics=contract, dtype=dtype, **_topk(mutation)
+        )
+        return out
+    if isinstance(mutation, tuple):
+        mutation = _sum([_of_term(term, rounded(term.call, numerics, dtype)) for term in mutation])
+    return round_to(mutation, contract.out)
+
+
+def explained(error: Float64) -> npt.NDArray[np.bool_]:
+    """Where an absolute error is no larger than a flush to zero."""
+    return np.asarray(error <= FLUSHED)
+
+
+def _topk(call: Call) -> dict[str, object]:
+    return {} if call.slots is None else {"topk": call.slots}
+
+
+def _of_term(term: Term, array: Float64) -> Float64:
+    rows = array if term.rows is None else array[term.rows]
+    return np.where(term.factor == 0.0, 0.0, np.multiply(term.factor, rows))
+
+
+def _sum(arrays: list[Float64]) -> Float64:
+    total = arrays[0]
+    for array in arrays[1:]:
+        total = total + array
+    return total
+
+
+SLOT_NAMES = {"fused_experts": ("topk_weights", "topk_ids"), "unpermute": ("topk_weights", "inv_permuted_idx")}

@@ -1,0 +1,87 @@
+"""An expert with any other function between its two GEMMs, for mutants that no spec can express."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from moecheck.formats import Float64, to_float64
+from moecheck.oracle import reference_modules
+from moecheck.spec import ExpertSpec
+
+from .call import Call, slots_of, value, with_slots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Maths:
+    """The right pieces of an expert's activation, to build a wrong one from."""
+
+    spec: ExpertSpec
+
+    @property
+    def beta(self) -> float:
+        return self.spec.swiglu_beta
+
+    def act(self, gate: Float64) -> Float64:
+        """The activation of the gate, clamped as the spec says."""
+        limit, before = self.spec.swiglu_limit, self.spec.limit_position == "before"
+        module = reference_modules()["act_and_mul"]
+        a: Float64 = module.activation(np.minimum(gate, limit) if limit is not None and before else gate, self.spec)
+        return np.minimum(a, limit) if limit is not None and not before else a
+
+    def up(self, up: Float64) -> Float64:
+        """The factor of the activation, clamped and shifted as the spec says."""
+        limit = self.spec.swiglu_limit
+        return (np.clip(up, -limit, limit) if limit is not None else up) + self.beta
+
+
+Function = Callable[[Maths, Float64, Float64], Float64]
+
+
+def value_by(call: Call, function: Function) -> Float64:
+    """The call's output with h = function(maths, gate, up) in each expert, shared ones too; up is 1 where not gated."""
+    if call.case.op == "act_and_mul":
+        return _hidden(call, to_float64(call.inputs["x"]), function)
+    inputs, x = call.inputs, to_float64(call.inputs["hidden_states"])
+    slots = slots_of(call)
+    ids = slots.ids
+    if "expert_map" in inputs:
+        ids = np.where(ids >= 0, inputs["expert_map"][np.maximum(ids, 0)], -1)
+    layer = call.case.op == "moe_layer"
+    module, routing = reference_modules()["moe_layer"], call.case.spec.routing
+    rows = module._weight_rows(ids, call.case.num_experts, routing) if layer else ids
+    out = np.zeros(x.shape)
+    for expert in np.unique(rows[rows >= 0]):
+        tokens, chosen = np.nonzero(rows == expert)
+        w = slots.weights[tokens, chosen][:, None]
+        on_input = call.case.spec.experts.weight_on_input
+        g = (w * x[tokens] if on_input else x[tokens]) @ to_float64(inputs["w13"][expert]).T
+        g = g + to_float64(inputs["w13_bias"][expert]) if "w13_bias" in inputs else g
+        z = _hidden(call, g, function) @ to_float64(inputs["w2"][expert]).T
+        z = z + to_float64(inputs["w2_bias"][expert]) if "w2_bias" in inputs else z
+        out[tokens] += z if on_input else w * z  # a token meets an expert once
+    return out if not layer else out * module._output_factor(routing) + _shared(call, x, function)
+
+
+def _shared(call: Call, x: Float64, function: Function) -> Float64:
+    """The shared experts' part of a layer, [T, H], and that of zero experts."""
+    inputs, module = call.inputs, reference_modules()["moe_layer"]
+    kind, part = call.case.spec.shared_experts, np.zeros(x.shape)
+    if call.case.spec.routing.num_zero_experts:
+        ids = slots_of(call).ids
+        first = call.case.num_experts - call.case.spec.routing.num_zero_experts
+        part = value(with_slots(_without_shared(call), ids=np.where((ids >= first) & (ids < call.case.num_experts), ids, -1)))
+    if kind == "none":
+        return part
+    shared = _hidden(call, x @ to_float64(inputs["shared_w13"]).T, function) @ to_float64(inputs["shared_w2"]).T
+    if kind == "gated":
+        shared = shared * module.sigmoid(x @ to_float64(inputs["shared_gate"]))[:, None]
+    return part + shared
+
+
+def _hidden(call: Call, gate_up: Float64, function: Function) -> Float64:
+    spec = call.case.spec.experts
+    gate, up = reference_modules()["act_and_mul"].split(gate_up, spec)
+    return function(Maths(spec=spec), gate, np.ones(gate.shape) if up is None else up)
