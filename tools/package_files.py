@@ -14,7 +14,7 @@ SUFFIXES = {".py", ".j2", ".css", ".js", ".html", ".md", ".json", ".yaml", ".typ
 def expected(source: Path) -> set[str]:
     """Names below moecheck/ that a package must hold, the linked folders' files as if they lay there."""
     folders = {"moecheck": source / "moecheck", **{f"moecheck/{name}": source / name for name in LINKED}}
-    return {
+    return {"moecheck_pytest.py"} | {
         f"{prefix}/{path.relative_to(folder).as_posix()}"
         for prefix, folder in folders.items()
         for path in folder.rglob("*")

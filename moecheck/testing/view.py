@@ -19,8 +19,8 @@ def examined_view(examined: Examined, name: str, *, width: int, kernel: str = ""
 
     name: of the file or test. kernel, note: what the one who captured it said.
     """
-    head = [verdict_text(examined.verdict), "  ", (one_line(name), "bold")]
-    parts: list[RenderableType] = [Text.assemble(*head, f"  {one_line(kernel)}" if kernel else "")]
+    said = f"  {one_line(kernel)}" if kernel else ""
+    parts: list[RenderableType] = [Text.assemble(verdict_text(examined.verdict), "  ", (one_line(name), "bold"), said)]
     parts.append(indented(examined.given.words(), style="dim"))
     parts += [indented(one_line(note), style="dim")] if note else []
     for judgement in examined.judged.judgements:

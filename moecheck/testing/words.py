@@ -31,7 +31,7 @@ def failure(examined: Examined, last: str) -> str:
 
 
 def reason(judgement: Judgement) -> str:
-    """`values: token 3, column 17: got ...`: a judgement's message with its place, where it does not say that itself."""
+    """`values: token 3, column 17: got ...`: its message, with the place where that does not name it."""
     where = place(judgement.where)
     at = f" At {where}." if where and not all(part in judgement.message for part in where.split(", ")) else ""
     return f"{judgement.check}: {judgement.message}{at}"
