@@ -7,14 +7,16 @@ import inspect
 import pkgutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from .cases import Case
 from .errors import HarnessError
-from .formats import Float64
+from .formats import Float64, ulp
 from .numerics import FLOOR, Numerics
 from .ops import OPS
 from .spec import ExpertSpec, MoESpec, RoutingSpec
@@ -24,16 +26,55 @@ KEPT_INPUTS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorModel:
+    """What is expected of out - rounded for an honest kernel, where `rounded` is as in Values.
+
+    deviation: [rows, columns], its standard deviation. disagreement: [rows, columns], the probability that the stored
+    bits differ. weights: [rows, columns], c = true / sigma^2 (0 where that is undefined), by which a slope is fitted.
+    slope_variance: [rows], Var of sum_i c_i (out_i - rounded_i).
+    """
+
+    deviation: Float64
+    disagreement: Float64
+    weights: Float64
+    slope_variance: Float64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Values:
     """What an op with one floating-point output should give, float64, all of the output's shape.
 
     true: the mathematics, unrounded. sigma: standard deviation of an honest kernel's error about it. rounded:
-    the reference with the kernel's declared rounding points, `true` when it declares none.
+    the reference with the kernel's declared rounding points, `true` when it declares none. model: of the difference
+    from `rounded`.
     """
 
     true: Float64
     sigma: Float64
     rounded: Float64
+    model: ErrorModel | None = None
+
+    def copy(self) -> Values:
+        """A copy whose rows can be replaced."""
+        return self.rows(slice(None), copy=True)
+
+    def rows(self, index: Any, *, copy: bool = False) -> Values:
+        """The values of some rows."""
+
+        def take(array: Float64) -> Float64:
+            taken: Float64 = array[index]
+            return taken.copy() if copy else taken
+
+        model = self.model and ErrorModel(**{f.name: take(getattr(self.model, f.name)) for f in fields(ErrorModel)})
+        return Values(true=take(self.true), sigma=take(self.sigma), rounded=take(self.rounded), model=model)
+
+    def replace_rows(self, index: Any, other: Values, picked: Any) -> None:
+        """Put the rows `picked` of `other` in the place of the rows `index`."""
+        for name in ("true", "sigma", "rounded"):
+            getattr(self, name)[index] = getattr(other, name)[picked]
+        if self.model is not None and other.model is not None:
+            for f in fields(ErrorModel):
+                getattr(self.model, f.name)[index] = getattr(other.model, f.name)[picked]
 
 
 @cache
@@ -131,14 +172,24 @@ class Oracle:
         return result if isinstance(result, tuple) else (result,)
 
     def _values(self, case: Case, numerics: Numerics | None, inputs: dict[str, Any], more: dict[str, object]) -> Values:
-        module = reference_modules()[case.op]
+        function = reference_modules()[case.op].estimate
         contract = (numerics or FLOOR).resolve(case.dtype)
-        true, sigma = call_reference(module.value_and_sigma, case, inputs, numerics=contract, dtype=case.dtype, **more)
-        rounded = true
+        about_true = call_reference(function, case, inputs, numerics=contract, dtype=case.dtype, **more)
+        about = about_true
         if numerics is not None:
-            function = getattr(module, case.op)
-            rounded = call_reference(function, case, inputs, numerics=contract, dtype=case.dtype, **more)
-        return Values(true=true, sigma=sigma, rounded=rounded)
+            about = call_reference(function, case, inputs, numerics=contract, dtype=case.dtype, flips=True, **more)
+        sigma = about_true.sigma
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            weights = about_true.value / np.square(sigma)
+            disagreement = np.minimum(about.estimate.mean_size / ulp(about.value, contract.out), 1.0)
+        weights = np.where(np.isfinite(weights), weights, 0.0)
+        model = ErrorModel(
+            deviation=about.sigma,
+            disagreement=disagreement,
+            weights=weights,
+            slope_variance=about.projection_variance(weights),
+        )
+        return Values(true=about_true.value, sigma=sigma, rounded=about.value, model=model)
 
     def _once(self, key: object, compute: Callable[[], Any]) -> Any:
         with self._lock_of(key):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from moecheck.formats import Float64, ulp
 from moecheck.spec import ExpertSpec
 
 from ._erf import erfc
+from ._stores import Estimate, product, rounded, stored
 
 _SQRT_2_OVER_PI = float(np.sqrt(2.0 / np.pi))
 _CUBIC = 0.044715
@@ -16,8 +19,10 @@ _SMALLEST_NORMAL = 2.0**-126
 _FUNCTION_ULPS = 2.0 / 3.0
 
 
-def activation(g: Float64, spec: ExpertSpec) -> Float64:
+def activation(g: Float64, spec: ExpertSpec, *, sigmoid_format: str = "fp32") -> Float64:
     """act(g), elementwise in float64. g: any shape. NaN stays NaN; silu(-Inf) is NaN, as -Inf * 0 is.
+
+    sigmoid_format: as Numerics.sigmoid: alpha g and sigmoid(alpha g) of silu rounded on their own.
 
     silu: g sigmoid(alpha g) (Ramachandran et al. 2017, arXiv:1710.05941; alpha as in GPT-OSS).
     gelu: g (1 + erf(g / sqrt 2)) / 2; gelu_tanh: g (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))) / 2 (Hendrycks and Gimpel
@@ -26,7 +31,7 @@ def activation(g: Float64, spec: ExpertSpec) -> Float64:
     1 + erf(v) is computed as erfc(-v) and 1 + tanh(v) as 2 sigmoid(2v), which do not cancel.
     """
     if spec.activation == "silu":
-        return g * sigmoid(spec.swiglu_alpha * g)
+        return g * rounded(sigmoid(rounded(spec.swiglu_alpha * g, sigmoid_format)), sigmoid_format)
     if spec.activation == "gelu":
         return 0.5 * g * erfc(-g / np.sqrt(2.0))
     if spec.activation == "gelu_tanh":
@@ -37,45 +42,70 @@ def activation(g: Float64, spec: ExpertSpec) -> Float64:
     return value
 
 
-def derivative(g: Float64, spec: ExpertSpec) -> Float64:
-    """The derivative d act / dg, elementwise in float64."""
-    if spec.activation == "silu":
-        s = sigmoid(spec.swiglu_alpha * g)
-        return s + spec.swiglu_alpha * g * s * (1.0 - s)
-    if spec.activation == "gelu":
-        density: Float64 = np.exp(-0.5 * g * g) / np.sqrt(2.0 * np.pi)
-        return 0.5 * erfc(-g / np.sqrt(2.0)) + g * density
-    if spec.activation == "gelu_tanh":
-        s = sigmoid(2.0 * _tanh_argument(g))
-        return s + 2.0 * g * s * (1.0 - s) * _SQRT_2_OVER_PI * (1.0 + 3.0 * _CUBIC * g * g)
-    if spec.activation == "relu2":
-        return 2.0 * np.maximum(g, 0.0)
-    s, t = sigmoid(g), np.tanh(g / spec.situ_beta)
-    return (1.0 - t * t) * s + spec.situ_beta * t * s * (1.0 - s)
+class Terms(NamedTuple):
+    """act(g), its derivative, and the variance of act(g) as a kernel computes it in fp32 from an exact g."""
+
+    value: Float64
+    derivative: Float64
+    evaluation: Float64
 
 
-def evaluation_variance(g: Float64, spec: ExpertSpec) -> Float64:
-    """Variance of act(g) as a kernel computes it in fp32 from an exact g.
+def activation_terms(g: Float64, spec: ExpertSpec) -> Terms:
+    """Value, derivative d act / dg and evaluation variance, elementwise in float64.
 
-    relu2: one product. Others: the function's own error (2 fp32 ulps at most), its argument rounded to fp32, and two
-    factors more, each rounded. The two gelu's function is q in g (1 + q) / 2, where 1 + q cancels for g < 0; erf is off
-    by 2 ulps of 1, not of q, for fp32 libraries approximate it to 1.5e-7 (Abramowitz and Stegun, formula 7.1.26).
+    Evaluation variance. relu2: one product. Others: the function's own error (2 fp32 ulps at most), its argument
+    rounded to fp32, and two factors more, each rounded. The two gelu's function is q in g (1 + q) / 2, where 1 + q
+    cancels for g < 0; erf is off by 2 ulps of 1, not of q, for fp32 libraries approximate it to 1.5e-7 (Abramowitz and
+    Stegun, formula 7.1.26).
     """
-    value = activation(g, spec)
-    rounding = np.square(ulp(value, "fp32")) / 12.0
+    value, slope = _value_and_derivative(g, spec)
+    last_place = ulp(value, "fp32")
+    rounding = np.square(last_place) / 12.0
     if spec.activation == "relu2":
-        return rounding
-    argument = np.square(derivative(g, spec) * ulp(g, "fp32")) / 12.0
+        return Terms(value, slope, rounding)
+    argument = np.square(slope * ulp(g, "fp32")) / 12.0
     if spec.activation == "gelu":
-        function = np.square(0.5 * g * _FUNCTION_ULPS * ulp(np.ones(1), "fp32"))
+        function = np.square(g * (0.5 * _FUNCTION_ULPS * float(ulp(np.ones(1), "fp32")[0])))
     elif spec.activation == "gelu_tanh":
         nonzero = np.where(g == 0.0, 1.0, g)
         q = np.where(g == 0.0, 0.0, 2.0 * value / nonzero - 1.0)
         function = np.square(0.5 * g * _FUNCTION_ULPS * ulp(q, "fp32"))
     else:
         # A sigmoid below the smallest normal fp32 number, or one whose exp(-g) overflows, may come out as 0.
-        function = np.square(_FUNCTION_ULPS * ulp(value, "fp32")) + np.square(g * _SMALLEST_NORMAL)
-    return function + argument + 2.0 * rounding
+        function = np.square(_FUNCTION_ULPS * last_place) + np.square(g * _SMALLEST_NORMAL)
+    return Terms(value, slope, function + argument + 2.0 * rounding)
+
+
+def activation_estimate(g: Estimate, spec: ExpertSpec, *, sigmoid_format: str = "fp32") -> Estimate:
+    """The estimate of act(g); sigmoid_format: as Numerics.sigmoid."""
+    if sigmoid_format == "fp32" or spec.activation != "silu":
+        terms = activation_terms(g.value, spec)
+        scaled = g.scaled(terms.derivative)
+        return scaled._replace(value=terms.value, dense=scaled.dense + terms.evaluation)
+    argument = g if spec.swiglu_alpha == 1.0 else stored(g.scaled(spec.swiglu_alpha), sigmoid_format)
+    s = sigmoid(argument.value)
+    gate = argument.scaled(s * (1.0 - s))
+    gate = gate._replace(value=s, dense=gate.dense + np.square(_FUNCTION_ULPS * ulp(s, "fp32")))
+    return product(g, stored(gate, sigmoid_format))
+
+
+def _value_and_derivative(g: Float64, spec: ExpertSpec) -> tuple[Float64, Float64]:
+    if spec.activation == "silu":
+        s = sigmoid(spec.swiglu_alpha * g)
+        value = g * s
+        return value, s + spec.swiglu_alpha * value * (1.0 - s)
+    if spec.activation == "gelu":
+        share: Float64 = 0.5 * erfc(-g / np.sqrt(2.0))
+        return g * share, share + g * (np.exp(-0.5 * g * g) / np.sqrt(2.0 * np.pi))
+    if spec.activation == "gelu_tanh":
+        s = sigmoid(2.0 * _tanh_argument(g))
+        value = g * s
+        return value, s + 2.0 * value * (1.0 - s) * _SQRT_2_OVER_PI * (1.0 + 3.0 * _CUBIC * g * g)
+    if spec.activation == "relu2":
+        positive = np.maximum(g, 0.0)
+        return np.square(positive), 2.0 * positive
+    s, t = sigmoid(g), np.tanh(g / spec.situ_beta)
+    return spec.situ_beta * t * s, (1.0 - t * t) * s + spec.situ_beta * t * s * (1.0 - s)
 
 
 def sigmoid(x: Float64) -> Float64:

@@ -2,72 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from moecheck.formats import Float64
+from moecheck.formats import AnyArray, Float64
 from moecheck.numerics import Numerics
 
-from ._stores import exact_in, rounded, store_variance
+from ._stores import Estimate, exact_in, rounded, stored
 
 
-class Contribution(NamedTuple):
-    """What one (token, slot) adds to its token's row. value, variance: [H] float64; no variance in a value pass."""
+class Summands(NamedTuple):
+    """What some (token, slot) pairs add to their tokens' rows. tokens, slots: [n] int. values: [n, H] float64."""
 
-    token: int
-    slot: int
-    value: Float64
-    variance: Float64 | None = None
+    tokens: AnyArray
+    slots: AnyArray
+    values: Float64
 
 
-def combine(contributions: Iterable[Contribution], shape: tuple[int, ...], stores: Numerics) -> Float64:
+class EstimatedSummands(NamedTuple):
+    """As Summands, with an estimate of [n, H] and the part of its variance that is shared along a row (see Errors)."""
+
+    tokens: AnyArray
+    slots: AnyArray
+    estimate: Estimate
+    shared: Float64
+
+
+def combine(summands: Iterable[Summands], shape: tuple[int, ...], stores: Numerics) -> Float64:
     """Sum per token, rounded at `combine` after each addition and at `out`. Returns `shape` = [T, H] float64.
 
-    contributions: in ascending expert order, which combine_order `expert` keeps; `slot` sorts them. The first addition
-    is to 0. `tree` keeps fp32 whatever `combine` says. A token without contributions is exactly 0.
+    summands: in ascending expert order, which combine_order `expert` keeps; `slot` sorts them. The first addition is
+    to 0. `tree` keeps fp32 whatever `combine` says. A token without summands is exactly 0.
     """
     total = np.zeros(shape)
     partial = _partial_format(stores)
-    for item in _ordered(contributions, stores):
-        row = total[item.token]
-        row += item.value
-        if partial != "fp32":
-            row[:] = rounded(row, partial)
+    for tokens, slots, values in summands if not _by_slot(stores) else _value_slots(summands):
+        for rows in _each_token_once(tokens, slots):
+            total[tokens[rows]] = rounded(total[tokens[rows]] + values[rows], partial)
     return rounded(total, stores.out)
 
 
-def combine_with_variance(
-    contributions: Iterable[Contribution], shape: tuple[int, ...], stores: Numerics, terms: str
-) -> tuple[Float64, Float64]:
-    """Unrounded sum and its variance, both [T, H]: the terms' own, + ulp(partial sum)^2/12 per addition, + ulp(y)^2/12.
+def combine_estimates(
+    summands: Iterable[EstimatedSummands], shape: tuple[int, ...], stores: Numerics, terms: str, *, flips: bool
+) -> tuple[Estimate, Float64]:
+    """The estimate of the sum, [T, H]: the terms' own errors and the stores; and the sum of what they share.
 
     terms: format that the terms were last rounded to. Storing a number in a format that has it adds no error: the first
     addition where `terms` fits `combine`, and `out` where `combine` fits `out`.
     """
-    total, variance = np.zeros(shape), np.zeros(shape)
+    parts = [np.zeros(shape) for _ in range(4 if flips else 2)]  # value, dense, rare, size
+    shared = np.zeros(shape)
     started = np.zeros(shape[0], dtype=bool)
     partial = _partial_format(stores)
-    for item in _ordered(contributions, stores):
-        total[item.token] += item.value
-        if item.variance is not None:
-            variance[item.token] += item.variance
-        if started[item.token] or not exact_in(terms, partial):
-            variance[item.token] += store_variance(total[item.token], partial)
-        started[item.token] = True
+    first_is_exact = exact_in(terms, partial)
+    for tokens, slots, estimate, common in summands if not _by_slot(stores) else _estimate_slots(summands):
+        for rows in _each_token_once(tokens, slots):
+            t = tokens[rows]
+            shared[t] += common[rows]
+            for part, added in zip(parts, estimate, strict=False):
+                if added is not None:
+                    part[t] += added[rows]
+            rounding = t[started[t]] if first_is_exact else t
+            started[t] = True
+            if len(rounding):
+                after = stored(Estimate(*(part[rounding] for part in parts)), partial)
+                for part, new in zip(parts, after, strict=False):
+                    if new is not None:
+                        part[rounding] = new
+    total = Estimate(*parts)
     if not exact_in(partial, stores.out):
-        variance += store_variance(total, stores.out)
-    variance[~started] = 0.0  # exactly 0 in every kernel
-    return total, variance
+        total = stored(total, stores.out)
+    for errors in total[1:]:
+        if errors is not None:
+            errors[~started] = 0.0  # exactly 0 in every kernel
+    return total, shared
 
 
 def _partial_format(stores: Numerics) -> str:
     return "fp32" if stores.combine_order == "tree" else stores.combine
 
 
-def _ordered(contributions: Iterable[Contribution], stores: Numerics) -> Iterable[Contribution]:
+def _by_slot(stores: Numerics) -> bool:
     # only where rounding makes the order matter, for sorting holds all of [T, k, H]
-    if stores.combine_order == "slot" and stores.combine != "fp32":
-        return sorted(contributions, key=lambda item: item.slot)
-    return contributions
+    return stores.combine_order == "slot" and stores.combine != "fp32"
+
+
+def _each_token_once(tokens: AnyArray, slots: AnyArray) -> Iterator[Any]:
+    """Row indices such that no token occurs twice among them: all at once, unless an expert was chosen twice."""
+    if len(set(tokens.tolist())) == len(tokens):
+        yield slice(None)
+        return
+    for slot in np.unique(slots):
+        yield np.flatnonzero(slots == slot)
+
+
+def _value_slots(summands: Iterable[Summands]) -> Iterator[Summands]:
+    held = list(summands)
+    if held:
+        tokens, slots, values = (np.concatenate(column) for column in zip(*held, strict=True))
+        for slot in np.unique(slots):
+            rows = np.flatnonzero(slots == slot)
+            yield Summands(tokens[rows], slots[rows], values[rows])
+
+
+def _estimate_slots(summands: Iterable[EstimatedSummands]) -> Iterator[EstimatedSummands]:
+    held = list(summands)
+    for slot in np.unique(np.concatenate([np.zeros(0, np.int64), *(item.slots for item in held)])):
+        for item in held:
+            rows = np.flatnonzero(item.slots == slot)
+            if len(rows):
+                picked = Estimate(*(None if part is None else part[rows] for part in item.estimate))  # type: ignore[arg-type]  # as in item
+                yield EstimatedSummands(item.tokens[rows], item.slots[rows], picked, item.shared[rows])

@@ -1,15 +1,17 @@
-"""One expert applied to its rows: z = W2 f(W1 x + b1) + b2, and the variance of a kernel's z."""
+"""One expert applied to its rows: z = W2 f(W1 x + b1) + b2, and the error of a kernel's z."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from moecheck.formats import AnyArray, Float64
 from moecheck.numerics import Numerics
 from moecheck.spec import ExpertSpec
 
-from ._stores import linear, linear_variance, rounded, store_variance
-from .act_and_mul import activated, activated_with_variance, factors, split
+from ._stores import U32, Estimate, biased, linear, linear_estimate, rounded, stored
+from .act_and_mul import activated, activated_estimate, factors, split
 
 
 class ExpertArrays(Protocol):
@@ -31,25 +33,41 @@ class Weights(NamedTuple):
 
 
 def expert_output(x: Float64, weights: Weights, spec: ExpertSpec, stores: Numerics) -> Float64:
-    """One expert's z, rounded at `gate_up`, `act`, `act_times_up`, `per_expert`. x: [n, H] float64. Returns [n, H]."""
-    gate_up = rounded(linear(x, weights.w13, weights.b13), stores.gate_up)
-    h = rounded(activated(gate_up, spec, stores), stores.act_times_up)
-    return rounded(linear(h, weights.w2, weights.b2), stores.per_expert)
+    """One expert's z, rounded at `before_bias`, `gate_up`, those of act_and_mul, and `per_expert`.
 
-
-def expert_with_variance(
-    x: Float64, v_x: Float64 | None, weights: Weights, spec: ExpertSpec, stores: Numerics
-) -> tuple[Float64, Float64]:
-    """Unrounded z and V_z. x, v_x: [n, H] float64, value and variance (None: exact). Returns two [n, H].
-
-    V_g,u = V(x W13^T) + ulp(g)^2/12; V_h as in act_and_mul; V_z = V(h W2^T) + ulp(z)^2/12, where V(x W^T) has the
-    inputs' errors and the fp32 accumulation. Errors of different columns of h are taken as independent.
+    x: [n, H] float64. Returns [n, H].
     """
-    gate_up = linear(x, weights.w13, weights.b13)
-    v_gate_up = linear_variance(x, v_x, weights.w13, gate_up) + store_variance(gate_up, stores.gate_up)
-    h, v_h = activated_with_variance(gate_up, v_gate_up, spec, stores)
-    z = linear(h, weights.w2, weights.b2)
-    return z, linear_variance(h, v_h, weights.w2, z) + store_variance(z, stores.per_expert)
+    gate_up = rounded(linear(x, weights.w13, weights.b13, before_bias=stores.before_bias), stores.gate_up)
+    h = activated(gate_up, spec, stores)
+    return rounded(linear(h, weights.w2, weights.b2, before_bias=stores.before_bias), stores.per_expert)
+
+
+class EstimatedOutput(NamedTuple):
+    """z of some rows, [n, H]. v_h: [n, I] fp32, variance of h. shared: [n, H], the part of V_z that comes from it."""
+
+    z: Estimate
+    v_h: AnyArray
+    shared: Float64
+
+
+def expert_estimate(
+    x: Estimate, weights: Weights, spec: ExpertSpec, stores: Numerics, *, exact_input: bool = True
+) -> EstimatedOutput:
+    """The estimate of z. x: estimate of [n, H]. exact_input: x has no error.
+
+    V_g,u = V(x W13^T) + stores; V_h as in act_and_mul; V_z = V(h W2^T) + stores, where V(x W^T) has the inputs' errors
+    and the fp32 accumulation. Errors of different columns of h are taken as independent; each is shared by all of z.
+    """
+    before = stores.before_bias
+    gate_up = biased(linear_estimate(x, weights.w13, exact_input=exact_input), weights.b13, before)
+    h = activated_estimate(stored(gate_up, stores.gate_up), spec, stores)
+    z = linear_estimate(h, weights.w2)
+    # What accumulation adds to V_z, which columns do not share: its mean over a row of h and a row of w2.
+    squares = np.einsum("hi,hi->h", weights.w2, weights.w2) * (U32**2 / 6.0)
+    own = np.einsum("ni,ni->n", h.value, h.value)[:, None] * squares
+    shared = np.maximum(z.dense - own, 0.0)
+    z = stored(biased(z, weights.b2, before), stores.per_expert)
+    return EstimatedOutput(z, h.variance.astype(np.float32), shared)
 
 
 def expert_slope(x: Float64, dx: Float64, weights: Weights, spec: ExpertSpec) -> Float64:

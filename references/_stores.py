@@ -1,21 +1,70 @@
 """Stores of a declared contract: how each one rounds, and how uncertain that makes a kernel's result.
 
-Model: each rounding to nearest is an independent error, uniform over one ulp, hence of variance ulp^2/12.
-Source: N. Higham and T. Mary, A New Approach to Probabilistic Rounding Error Analysis, SIAM J. Sci. Comput. 41 (2019).
+Two questions are asked of a kernel's error, and one `Estimate` answers either.
+
+* Its error about the *true* mathematics (`flips=False`): each rounding to nearest is an independent error, uniform over
+  one ulp, hence of variance ulp^2/12. Source: N. Higham and T. Mary, A New Approach to Probabilistic Rounding Error
+  Analysis, SIAM J. Sci. Comput. 41 (2019).
+* Its deviation from the reference that *rounds where the kernel rounds* (`flips=True`): both round the same number up
+  to a small d, so they agree unless a boundary lies between: a flip of one ulp q, with probability |d|/q. Averaged over
+  where the boundary lies, E|flip| = |d| and E flip^2 = |d| q for |d| < q. Flips are rare, so an error has a dense part,
+  taken as normal, and a rare part, of which the mean size is kept beside the variance.
+
 `fp32` in a contract means kept in the kernel's fp32 registers: the reference does not round there, but every kernel
 does, in fp32, so the variance of an fp32 rounding is always counted.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+import numpy.typing as npt
 
 from moecheck.formats import FORMATS, AnyArray, Float64, format_of, round_to, to_float64, ulp
 from moecheck.numerics import INPUT, STORES, Numerics
 
 U32 = 2.0**-24  # unit roundoff of fp32
+NORMAL_SIZE = float(np.sqrt(2.0 / np.pi))  # E|d| of a standard normal d
 COLUMNS = 256  # rows of W squared at a time: bounds the extra memory
+SQUARES_FIT = (1e-6, 1e12)  # a matrix whose largest element lies between has squares that fp32 holds
 EXACT = Numerics(out="fp32")  # every value kept: the mathematics itself
+
+
+class Estimate(NamedTuple):
+    """A value and what is known of a kernel's error in it, arrays of one shape.
+
+    dense: variance of the part that every element has. rare, size: variance and mean absolute value of the part made of
+    flips, None where the error about the true value is asked for.
+    """
+
+    value: Float64
+    dense: Float64
+    rare: Float64 | None = None
+    size: Float64 | None = None
+
+    @property
+    def variance(self) -> Float64:
+        return self.dense if self.rare is None else self.dense + self.rare
+
+    @property
+    def mean_size(self) -> Float64:
+        """E|error| of each element."""
+        size = NORMAL_SIZE * np.sqrt(self.dense)
+        return size if self.size is None else size + self.size
+
+    def scaled(self, factor: Float64 | float) -> Estimate:
+        """The estimate of factor * value; the product itself is not rounded."""
+        square = np.square(factor)
+        rare = None if self.rare is None else self.rare * square
+        size = None if self.size is None else self.size * np.abs(factor)
+        return Estimate(self.value * factor, self.dense * square, rare, size)
+
+
+def exactly(value: Float64, *, flips: bool) -> Estimate:
+    """A value that the kernel was given, without error."""
+    zeros = np.zeros(value.shape)
+    return Estimate(value, zeros, zeros, zeros) if flips else Estimate(value, zeros)
 
 
 def contract(numerics: Numerics | None, dtype: str | None, activations: AnyArray, *, undeclared: Numerics) -> Numerics:
@@ -39,9 +88,32 @@ def rounded(values: Float64, name: str) -> Float64:
     return values if name == "fp32" else round_to(values, name)
 
 
-def store_variance(values: Float64, name: str) -> Float64:
-    """ulp(v)^2 / 12 of format `name`."""
-    return np.square(ulp(values, name)) / 12.0
+def stored(estimate: Estimate, name: str) -> Estimate:
+    """The estimate after a store in format `name`."""
+    value, dense, rare, size = estimate
+    step = ulp(value, name)
+    if rare is None or name == "fp32":
+        return Estimate(value, dense + np.square(step) / 12.0, rare, size)
+    moved = estimate.mean_size
+    flipped = np.where(moved < step / 2.0, np.maximum(moved * step, rare), dense + rare + np.square(step) / 6.0)
+    return Estimate(rounded(value, name), np.zeros(value.shape), flipped, moved)
+
+
+def product(a: Estimate, b: Estimate) -> Estimate:
+    """The estimate of a * b, errors taken as independent and small; the product itself is not rounded."""
+    dense = a.dense * np.square(b.value) + b.dense * np.square(a.value)
+    value = a.value * b.value
+    if a.rare is None or b.rare is None or a.size is None or b.size is None:
+        return Estimate(value, dense)
+    rare = a.rare * np.square(b.value) + b.rare * np.square(a.value)
+    return Estimate(value, dense, rare, a.size * np.abs(b.value) + b.size * np.abs(a.value))
+
+
+def total(a: Estimate, b: Estimate) -> Estimate:
+    """The estimate of a + b; the sum itself is not rounded."""
+    if a.rare is None or b.rare is None or a.size is None or b.size is None:
+        return Estimate(a.value + b.value, a.dense + b.dense)
+    return Estimate(a.value + b.value, a.dense + b.dense, a.rare + b.rare, a.size + b.size)
 
 
 def exact_in(source: str, target: str) -> bool:
@@ -49,27 +121,55 @@ def exact_in(source: str, target: str) -> bool:
     return FORMATS[source].precision <= FORMATS[target].precision
 
 
-def linear(x: Float64, w: Float64, bias: Float64 | None = None) -> Float64:
-    """Linear map x W^T + b. x: [n, K]. w: [N, K]. bias: [N]. Returns [n, N]."""
+def linear(x: Float64, w: Float64, bias: Float64 | None = None, *, before_bias: str = "fp32") -> Float64:
+    """Linear map x W^T + b, rounded at `before_bias` where there is a bias. x: [n, K]. w: [N, K]. b: [N]. [n, N]."""
     y: Float64 = x @ w.T
-    return y if bias is None else np.add(y, bias, out=y)
+    return y if bias is None else rounded(y, before_bias) + bias
 
 
-def linear_variance(x: Float64, variance: Float64 | None, w: Float64, y: Float64) -> Float64:
-    """V(x W^T) = (V_x + u32^2 K x^2 / 6) . (W^2)^T + u32^2 K y^2 / 16: inputs' errors and fp32 accumulation.
+def linear_estimate(x: Estimate, w: Float64, *, exact_input: bool = False) -> Estimate:
+    """Estimate of x W^T: V = (V_x + u32^2 K x^2 / 6) . (W^2)^T + u32^2 K y^2 / 16.
 
-    x, variance: [n, K]. w: [N, K]. y: [n, N], the sums themselves. Returns [n, N].
+    x: estimate [n, K]. w: [N, K]. exact_input: x has no error. Returns [n, N], all of its error dense, for a sum over
+    many flips is nearly normal.
     Source: K fp32 roundings of partial sums S_j. Given its end y, a random walk has mean j/K y and the variance of a
     bridge, so sum S_j^2 = K (y^2 / 3 + x^2 . w^2 / 6). A rounding has the variance ulp(S)^2 / 12 = 0.18 u32^2 S^2 over
     evenly spread significands, hence 0.06 = 1/16 for the drift; the bridge's share is kept at its bound 1/6.
     """
-    each = np.square(x) * (U32**2 * x.shape[1] / 6.0)
-    if variance is not None:
-        each += variance
-    out = np.empty((x.shape[0], w.shape[0]))
-    squares = np.empty((min(COLUMNS, w.shape[0]), w.shape[1]))
-    for start in range(0, w.shape[0], COLUMNS):
+    y = linear(x.value, w)
+    each = np.square(x.value) * (U32**2 * x.value.shape[1] / 6.0)
+    if not exact_input:
+        each += x.variance
+    dense = _times_squares(each, w)
+    dense += np.square(y) * (U32**2 * x.value.shape[1] / 16.0)
+    zeros = None if x.rare is None else np.zeros(y.shape)
+    return Estimate(y, dense, zeros, zeros)
+
+
+def biased(y: Estimate, bias: Float64 | None, before_bias: str) -> Estimate:
+    """The estimate of y + bias, y stored in `before_bias` first if that is not fp32. bias: [N]."""
+    if bias is None:
+        return y
+    if before_bias != "fp32":
+        y = stored(y, before_bias)
+    return y._replace(value=y.value + bias)
+
+
+def _times_squares(each: Float64, w: Float64) -> Float64:
+    """The product each . (W^2)^T of non-negative numbers, [n, N] float64, to the precision of fp32.
+
+    Computed in fp32, which is enough for a variance and twice as fast; rows are scaled to 1 first, and w too where its
+    square could leave fp32, so that nothing that matters underflows.
+    """
+    largest = np.max(each, axis=1, keepdims=True, initial=0.0)
+    # Dividing by infinity would give 0, and hide that nothing can be said.
+    row_scale = np.where((largest > 0.0) & (largest < np.inf), largest, 1.0)
+    rows: npt.NDArray[np.float32] = (each / row_scale).astype(np.float32)
+    size = max(float(w.max(initial=0.0)), -float(w.min(initial=0.0)))
+    w_scale = size if not SQUARES_FIT[0] < size < SQUARES_FIT[1] and size > 0.0 else 1.0
+    out = np.empty((len(each), len(w)), np.float32)
+    for start in range(0, len(w), COLUMNS):
         part = w[start : start + COLUMNS]
-        np.matmul(each, np.square(part, out=squares[: len(part)]).T, out=out[:, start : start + COLUMNS])
-    out += np.square(y) * (U32**2 * x.shape[1] / 16.0)
-    return out
+        part = (part if w_scale == 1.0 else part / w_scale).astype(np.float32)
+        np.matmul(rows, np.multiply(part, part, out=part).T, out=out[:, start : start + COLUMNS])
+    return out * (row_scale * w_scale**2)

@@ -10,8 +10,9 @@ from moecheck.formats import AnyArray, Float64
 from moecheck.numerics import Numerics
 from moecheck.spec import ExpertSpec
 
-from ._activation import activation, derivative, evaluation_variance
-from ._stores import EXACT, contract, decode, exact_in, rounded, store_variance
+from ._activation import activation, activation_estimate, activation_terms
+from ._errors import Errors
+from ._stores import EXACT, Estimate, contract, decode, exact_in, exactly, product, rounded, stored
 
 
 def act_and_mul(
@@ -22,7 +23,7 @@ def act_and_mul(
     x: [R, 2I] storage dtype, g = x[:, :I], u = x[:, I:] (`halves`) or g = x[:, ::2], u = x[:, 1::2] (`interleaved`);
     [R, I], all of it g, when not gated. Returns [R, I] float64.
     Limit L `before`: g <- min(g, L), u <- clip(u, -L, L); `after`: min(act(g), L) clip(u, -L, L).
-    numerics: None for the mathematics; else rounds at `act`, `act_times_up` and `out`.
+    numerics: None for the mathematics; else rounds at `sigmoid`, `act`, `up`, `act_times_up` and `out`.
     Sources: Shazeer 2020 (arXiv:2002.05202); GPT-OSS modelling code (interleaved, limit 7, alpha 1.702, beta 1);
     Step-3.5 (limit after the activation). NaN in g or u gives NaN in the same element only.
     """
@@ -30,18 +31,18 @@ def act_and_mul(
     return rounded(activated(decode(x), spec, stores), stores.out)
 
 
-def value_and_sigma(
-    *, x: AnyArray, spec: ExpertSpec, numerics: Numerics | None = None, dtype: str | None = None
-) -> tuple[Float64, Float64]:
-    """The unrounded h and the standard deviation of a kernel's error, both [R, I] float64.
+def estimate(
+    *, x: AnyArray, spec: ExpertSpec, numerics: Numerics | None = None, dtype: str | None = None, flips: bool = False
+) -> Errors:
+    """Value and error of a kernel's h. flips: about the reference rounded as in `numerics`, not about the true h.
 
     V_h = m^2 V_act + a^2 V_m + stores, with m = u + beta. numerics: None for all kept in fp32 but the output.
     """
     stores = contract(numerics, dtype, x, undeclared=Numerics())
-    h, variance = activated_with_variance(decode(x), None, spec, stores)
+    h = activated_estimate(exactly(decode(x), flips=flips), spec, stores)
     if not exact_in(stores.act_times_up, stores.out):
-        variance += store_variance(h, stores.out)
-    return h, np.sqrt(variance)
+        h = stored(h, stores.out)
+    return Errors(h)
 
 
 def split(x: Float64, spec: ExpertSpec) -> tuple[Float64, Float64 | None]:
@@ -55,66 +56,77 @@ def split(x: Float64, spec: ExpertSpec) -> tuple[Float64, Float64 | None]:
 
 
 def activated(x: Float64, spec: ExpertSpec, stores: Numerics) -> Float64:
-    """The h of float64 x, rounded at `act` and `act_times_up`. x: [R, 2I] or [R, I] float64. Returns [R, I]."""
+    """The h of float64 x, rounded at sigmoid, act, up, act_times_up. x: [R, 2I] or [R, I]. Returns [R, I]."""
     gate, up = split(x, spec)
-    a = rounded(activation(_gate(gate, spec), spec), stores.act)
+    a = rounded(activation(_gate(gate, spec), spec, sigmoid_format=stores.sigmoid), stores.act)
     if spec.swiglu_limit is not None and spec.limit_position == "after":
         a = np.minimum(a, spec.swiglu_limit)
     if up is not None:
-        a *= _multiplier(up, spec)
+        a = a * rounded(_multiplier(up, spec), stores.up if spec.swiglu_beta != 0.0 else "fp32")
     return rounded(a, stores.act_times_up)
 
 
-def activated_with_variance(
-    x: Float64, v_x: Float64 | None, spec: ExpertSpec, stores: Numerics
-) -> tuple[Float64, Float64]:
-    """Unrounded h and V_h. x, v_x: [R, 2I] or [R, I] float64, value and variance (None: exact). Returns two [R, I].
+def activated_estimate(x: Estimate, spec: ExpertSpec, stores: Numerics) -> Estimate:
+    """The estimate of h. x: estimate of [R, 2I] or [R, I]. Returns [R, I].
 
-    V_h = (a' m)^2 V_g + (a m')^2 V_u + m^2 (V_eval + ulp(a)^2/12) + a^2 ulp32(m)^2/12 + ulp(h)^2/12. Where a clamp
-    acts, the derivative is 0 and the clamped value is exact.
+    V_h = (a' m)^2 V_g + (a m')^2 V_u + m^2 (V_eval + stores of a) + a^2 V_m + store of h. Where a clamp acts, the
+    derivative is 0 and the clamped value is exact.
     """
-    f = factors(x, spec)
-    v_a = np.where(f.free, evaluation_variance(_gate(split(x, spec)[0], spec), spec), 0.0)
+    gate, up = _split_estimate(x, spec)
+    if spec.swiglu_limit is not None and spec.limit_position == "before":
+        gate = _clamped(gate, _gate(gate.value, spec))
+    a = activation_estimate(gate, spec, sigmoid_format=stores.sigmoid)
     if stores.act != "fp32":
-        v_a += store_variance(f.a, stores.act)
-    h = f.a * f.m
-    variance = np.square(f.m) * v_a
-    if spec.gated and spec.swiglu_beta != 0.0:
-        variance += np.square(f.a) * store_variance(f.m, "fp32")
-    if v_x is not None:
-        v_gate, v_up = split(v_x, spec)
-        variance += np.square(f.da * f.m) * v_gate
-        if v_up is not None:
-            variance += np.square(f.a * f.dm) * v_up
-    if spec.gated or not exact_in(stores.act, stores.act_times_up):
-        variance += store_variance(h, stores.act_times_up)
-    return h, variance
+        a = stored(a, stores.act)
+    if spec.swiglu_limit is not None and spec.limit_position == "after":
+        a = _clamped(a, np.minimum(a.value, spec.swiglu_limit))
+    if up is None:
+        return a if exact_in(stores.act, stores.act_times_up) else stored(a, stores.act_times_up)
+    m = up
+    if spec.swiglu_limit is not None:
+        m = _clamped(up, np.clip(up.value, -spec.swiglu_limit, spec.swiglu_limit))
+    if spec.swiglu_beta != 0.0:
+        m = stored(m._replace(value=m.value + spec.swiglu_beta), stores.up)
+    return stored(product(a, m), stores.act_times_up)
+
+
+def _split_estimate(x: Estimate, spec: ExpertSpec) -> tuple[Estimate, Estimate | None]:
+    parts = [None if part is None else split(part, spec) for part in x]
+    gate = Estimate(*(None if part is None else part[0] for part in parts))  # type: ignore[arg-type]  # as in x
+    if not spec.gated:
+        return gate, None
+    return gate, Estimate(*(None if part is None else part[1] for part in parts))  # type: ignore[arg-type]  # as in x
+
+
+def _clamped(x: Estimate, value: Float64) -> Estimate:
+    """The estimate with clamped values, which are exact where the clamp acts."""
+    free = x.value == value
+    rare = None if x.rare is None else x.rare * free
+    size = None if x.size is None else x.size * free
+    return Estimate(value, x.dense * free, rare, size)
 
 
 class Factors(NamedTuple):
-    """h = a m with derivatives by g and u, each [R, I]; free: where a is not clamped after the activation."""
+    """h = a m with derivatives by g and u, each [R, I]."""
 
     a: Float64
     da: Float64
     m: Float64
     dm: Float64
-    free: AnyArray
 
 
 def factors(x: Float64, spec: ExpertSpec) -> Factors:
     """The factors a = act(g) and m = u + beta and their derivatives, 0 where clamped. x: [R, 2I] or [R, I] float64."""
     gate, up = split(x, spec)
     clamped = _gate(gate, spec)
-    a = activation(clamped, spec)
-    da = np.where(gate == clamped, derivative(clamped, spec), 0.0)
-    free = np.ones(a.shape, dtype=bool)
+    terms = activation_terms(clamped, spec)
+    a, da = terms.value, np.where(gate == clamped, terms.derivative, 0.0)
     if spec.swiglu_limit is not None and spec.limit_position == "after":
-        free = a <= spec.swiglu_limit
-        a, da = np.minimum(a, spec.swiglu_limit), np.where(free, da, 0.0)
+        a, da = np.minimum(a, spec.swiglu_limit), np.where(a <= spec.swiglu_limit, da, 0.0)
     if up is None:
-        return Factors(a, da, np.ones(a.shape), np.zeros(a.shape), free)
+        return Factors(a, da, np.ones(a.shape), np.zeros(a.shape))
     inside = np.ones(up.shape) if spec.swiglu_limit is None else (np.abs(up) <= spec.swiglu_limit).astype(np.float64)
-    return Factors(a, da, _multiplier(up, spec), inside, free)
+    return Factors(a, da, _multiplier(up, spec), inside)
 
 
 def _gate(gate: Float64, spec: ExpertSpec) -> Float64:

@@ -10,10 +10,11 @@ from moecheck.formats import AnyArray, Float64
 from moecheck.numerics import Numerics
 from moecheck.spec import ExpertSpec
 
-from ._combine import Contribution, combine, combine_with_variance
-from ._expert import ExpertArrays, Weights, expert_output, expert_slope, expert_with_variance
+from ._combine import EstimatedSummands, Summands, combine, combine_estimates
+from ._errors import Errors, FactorError, SharedError
+from ._expert import EstimatedOutput, ExpertArrays, Weights, expert_estimate, expert_output, expert_slope
 from ._experts_of_slots import rows_of_experts
-from ._stores import EXACT, contract, decode, rounded, store_variance
+from ._stores import EXACT, Estimate, contract, decode, exactly, product, rounded, stored
 
 ROWS = 256  # rows of one expert computed at a time: bounds the extra memory
 
@@ -41,14 +42,14 @@ def fused_experts(
     Padding: an id of -1, or one mapped to -1, contributes exactly 0, whatever its weight; its rows are not read.
     weight_on_input: E_e(w x) without an output weight; w x is rounded at `weighted`.
     numerics: None for the mathematics; else every declared store rounds (`fp32` keeps), `input` being `dtype` or the
-    format of hidden_states: topk_weights, gate_up, act, act_times_up, per_expert, weighted, combine in its order, out.
+    format of hidden_states: topk_weights, those of an expert, weighted, combine in its order, out.
     Sources: Shazeer et al. 2017 (arXiv:1701.06538) equation 1; Mixtral (arXiv:2401.04088) section 2.1.
     """
     stores = contract(numerics, dtype, hidden_states, undeclared=EXACT)
     x = decode(hidden_states)
     scale = rounded(decode(topk_weights), stores.topk_weights)
 
-    def contributions() -> Iterator[Contribution]:
+    def summands() -> Iterator[Summands]:
         for expert, tokens, slots in rows_of_experts(topk_ids, expert_map):
             weights = weights_of(expert, w13, w2, w13_bias, w2_bias)
             for part in _blocks(len(tokens)):
@@ -60,12 +61,12 @@ def fused_experts(
                     y = expert_output(x[t], weights, spec, stores)
                     y *= w
                     y = rounded(y, stores.weighted)
-                yield from map(Contribution, t, s, y)
+                yield Summands(t, s, y)
 
-    return combine(contributions(), hidden_states.shape, stores)
+    return combine(summands(), hidden_states.shape, stores)
 
 
-def value_and_sigma(
+def estimate(
     *,
     hidden_states: AnyArray,
     w13: ExpertArrays,
@@ -78,36 +79,42 @@ def value_and_sigma(
     expert_map: AnyArray | None = None,
     numerics: Numerics | None = None,
     dtype: str | None = None,
-    weight_variance: Float64 | None = None,
-) -> tuple[Float64, Float64]:
-    """The unrounded y and the standard deviation of a kernel's error, both [T, H] float64.
+    flips: bool = False,
+    weights: Estimate | None = None,
+) -> Errors:
+    """Value and error of a kernel's y. flips: about the reference rounded as in `numerics`, not about the true y.
 
-    V_y = sum_s (w^2 V_z + z^2 V_w + ulp(w z)^2/12) + ulp^2/12 per partial sum + ulp(y)^2/12. V_w = ulp(w)^2/12 if the
-    routing weights are stored low, + weight_variance [T, k] where the kernel computes them itself. weight_on_input:
-    V_y = sum_s V_z + (dz/dw)^2 V_w. numerics: None for all kept in fp32 but the output. Other arguments as above.
+    V_y = sum_s (w^2 V_z + z^2 V_w) + a store of each w z, of each partial sum, and of y. V_w: of weights stored low, or
+    that of `weights`, an estimate [T, k] where the kernel computes them itself. weight_on_input: V_y = sum_s V_z +
+    (dz/dw)^2 V_w. numerics: None for all kept in fp32 but the output. Other arguments as above.
     Rows that nothing contributes to have sigma 0: equality is required.
     """
     stores = contract(numerics, dtype, hidden_states, undeclared=Numerics())
-    x, scale = decode(hidden_states), decode(topk_weights)
-    v_scale = np.zeros(scale.shape) if weight_variance is None else weight_variance
+    x = decode(hidden_states)
+    scale = exactly(decode(topk_weights), flips=flips) if weights is None else weights
     if stores.topk_weights != "fp32":
-        v_scale = v_scale + store_variance(scale, stores.topk_weights)
+        scale = stored(scale, stores.topk_weights)
+    sources = list[SharedError | FactorError]()
+    weighted = _weighted_before if spec.weight_on_input else _weighted_after
 
-    def contributions() -> Iterator[Contribution]:
+    def summands() -> Iterator[EstimatedSummands]:
         for expert, tokens, slots in rows_of_experts(topk_ids, expert_map):
-            weights = weights_of(expert, w13, w2, w13_bias, w2_bias)
+            arrays = weights_of(expert, w13, w2, w13_bias, w2_bias)
             for part in _blocks(len(tokens)):
                 t, s = tokens[part], slots[part]
-                w, v_w = scale[t, s][:, None], v_scale[t, s][:, None]
-                if spec.weight_on_input:
-                    y, v_y = _weighted_before(x[t], w, v_w, weights, spec, stores)
-                else:
-                    y, v_y = _weighted_after(x[t], w, v_w, weights, spec, stores)
-                yield from map(Contribution, t, s, y, v_y)
+                w = Estimate(*(None if field is None else field[t, s][:, None] for field in scale))  # type: ignore[arg-type]  # as in scale
+                y, along = weighted(exactly(x[t], flips=flips), w, arrays, spec, stores)
+                factor = np.ones(len(t)) if spec.weight_on_input else w.value[:, 0]
+                sources.append(
+                    SharedError(rows=t, scale=factor, variance=y.v_h, matrix=lambda e=expert: decode(w2[e]))  # type: ignore[misc]  # a lambda's default
+                )
+                if along is not None:
+                    sources.append(FactorError(rows=t, variance=w.variance[:, 0], along=along))
+                yield EstimatedSummands(t, s, y.z, y.shared)
 
     terms = stores.per_expert if spec.weight_on_input else stores.weighted
-    value, variance = combine_with_variance(contributions(), hidden_states.shape, stores, terms)
-    return value, np.sqrt(variance)
+    y, shared = combine_estimates(summands(), x.shape, stores, terms, flips=flips)
+    return Errors(y, shared, tuple(sources))
 
 
 def weights_of(
@@ -123,21 +130,32 @@ def weights_of(
 
 
 def _weighted_after(
-    x: Float64, w: Float64, v_w: Float64, weights: Weights, spec: ExpertSpec, stores: Numerics
-) -> tuple[Float64, Float64]:
-    z, v_z = expert_with_variance(x, None, weights, spec, stores)
-    y = w * z
-    return y, w * w * v_z + z * z * v_w + store_variance(y, stores.weighted)
+    x: Estimate, w: Estimate, weights: Weights, spec: ExpertSpec, stores: Numerics
+) -> tuple[EstimatedOutput, AnyArray | None]:
+    """W E(x), and its derivative by w where w has an error."""
+    z, v_h, shared = expert_estimate(x, weights, spec, stores)
+    uncertain = bool(np.any(w.variance > 0.0))
+    shared = shared * np.square(w.value)
+    if uncertain:
+        shared += np.square(z.value) * w.variance
+    y = stored(product(z, w), stores.weighted)
+    return EstimatedOutput(y, v_h, shared), z.value.astype(np.float32) if uncertain else None
 
 
 def _weighted_before(
-    x: Float64, w: Float64, v_w: Float64, weights: Weights, spec: ExpertSpec, stores: Numerics
-) -> tuple[Float64, Float64]:
-    v_x = store_variance(w * x, stores.weighted)
-    y, v_y = expert_with_variance(w * x, v_x, weights, spec, stores)
-    if np.any(v_w > 0.0):  # one error shared by the whole row, unlike v_x
-        v_y += np.square(expert_slope(w * x, x, weights, spec)) * v_w
-    return y, v_y
+    x: Estimate, w: Estimate, weights: Weights, spec: ExpertSpec, stores: Numerics
+) -> tuple[EstimatedOutput, AnyArray | None]:
+    """E(w x), and its derivative by w where w has an error, which is shared by the whole row unlike that of w x."""
+    exact = w._replace(dense=np.zeros(w.value.shape))
+    y, v_h, shared = expert_estimate(
+        stored(product(x, exact), stores.weighted), weights, spec, stores, exact_input=False
+    )
+    if not np.any(w.variance > 0.0):
+        return EstimatedOutput(y, v_h, shared), None
+    along = expert_slope(w.value * x.value, x.value, weights, spec)
+    by_weight = np.square(along) * w.variance
+    y = y._replace(dense=y.dense + by_weight)
+    return EstimatedOutput(y, v_h, shared + by_weight), along.astype(np.float32)
 
 
 def _blocks(count: int) -> Iterator[slice]:

@@ -9,8 +9,9 @@ import numpy as np
 from moecheck.formats import AnyArray, Float64
 from moecheck.numerics import Numerics
 
+from ._errors import Errors
 from ._expert import ExpertArrays
-from ._stores import EXACT, contract, decode, linear, linear_variance, rounded, store_variance
+from ._stores import EXACT, Estimate, biased, contract, decode, exactly, linear, linear_estimate, rounded, stored
 
 
 def grouped_gemm(
@@ -26,7 +27,8 @@ def grouped_gemm(
 
     x: [R, K] storage dtype. w: [E, n, K], may be lazy (ExpertArrays): only groups with rows are asked for.
     expert_ends: [E] int, inclusive prefix sum of the groups' rows, not decreasing, <= R; equal neighbours are an empty
-    group. bias: [E, n]. Returns [R, n] float64. numerics: None for the mathematics; else rounds at `out`.
+    group. bias: [E, n]. Returns [R, n] float64. numerics: None for the mathematics; else rounds at
+    `before_bias` and `out`.
     Unspecified region: rows expert_ends[-1] and above; the reference leaves NaN.
     Source: torch.nn.functional.grouped_mm (offs); Gale et al. 2022, MegaBlocks (arXiv:2211.15841).
     """
@@ -34,11 +36,11 @@ def grouped_gemm(
     y = np.full((x.shape[0], w.shape[1]), np.nan)
     for expert, rows in _groups(expert_ends):
         b = None if bias is None else decode(bias[expert])
-        y[rows] = rounded(linear(decode(x[rows]), decode(w[expert]), b), stores.out)
+        y[rows] = rounded(linear(decode(x[rows]), decode(w[expert]), b, before_bias=stores.before_bias), stores.out)
     return y
 
 
-def value_and_sigma(
+def estimate(
     *,
     x: AnyArray,
     w: ExpertArrays,
@@ -46,20 +48,22 @@ def value_and_sigma(
     bias: AnyArray | None = None,
     numerics: Numerics | None = None,
     dtype: str | None = None,
-) -> tuple[Float64, Float64]:
-    """The unrounded y and the standard deviation of a kernel's error, both [R, n] float64, NaN beyond the last group.
+    flips: bool = False,
+) -> Errors:
+    """Value and error of a kernel's y. flips: about the reference rounded as in `numerics`, not about the true y.
 
-    V_y = u32^2 K (x^2 . w^2 / 6 + y^2 / 16) + ulp(y)^2/12. numerics: None for an fp32 accumulator stored once.
+    V_y = u32^2 K (x^2 . w^2 / 6 + y^2 / 16) + stores. numerics: None for an fp32 accumulator stored once. NaN beyond
+    the last group.
     """
     stores = contract(numerics, dtype, x, undeclared=Numerics())
-    y = np.full((x.shape[0], w.shape[1]), np.nan)
-    variance = np.full(y.shape, np.nan)
+    parts = [np.full((x.shape[0], w.shape[1]), np.nan) for _ in range(4 if flips else 2)]
     for expert, rows in _groups(expert_ends):
         b = None if bias is None else decode(bias[expert])
-        a, matrix = decode(x[rows]), decode(w[expert])
-        y[rows] = linear(a, matrix, b)
-        variance[rows] = linear_variance(a, None, matrix, y[rows]) + store_variance(y[rows], stores.out)
-    return y, np.sqrt(variance)
+        y = linear_estimate(exactly(decode(x[rows]), flips=flips), decode(w[expert]), exact_input=True)
+        for part, values in zip(parts, stored(biased(y, b, stores.before_bias), stores.out), strict=False):
+            if values is not None:
+                part[rows] = values
+    return Errors(Estimate(*parts))
 
 
 def _groups(expert_ends: AnyArray) -> Iterator[tuple[int, slice]]:

@@ -9,10 +9,23 @@ from moecheck.numerics import Numerics
 from moecheck.spec import MoESpec, RoutingSpec
 
 from ._activation import sigmoid
-from ._expert import ExpertArrays, Weights, expert_output, expert_with_variance
-from ._stores import EXACT, U32, contract, decode, exact_in, rounded, store_variance
+from ._errors import Errors, FactorError, SharedError
+from ._expert import ExpertArrays, Weights, expert_estimate, expert_output
+from ._stores import (
+    EXACT,
+    Estimate,
+    contract,
+    decode,
+    exact_in,
+    exactly,
+    linear_estimate,
+    product,
+    rounded,
+    stored,
+    total,
+)
+from .fused_experts import estimate as experts_estimate
 from .fused_experts import fused_experts
-from .fused_experts import value_and_sigma as experts_value_and_sigma
 from .topk_routing import routed_factor, topk_routing
 
 Topk = tuple[AnyArray, AnyArray]
@@ -114,7 +127,7 @@ def finished(
     return rounded(y + rounded(shared, stores.out), stores.out)
 
 
-def value_and_sigma(
+def estimate(
     *,
     hidden_states: AnyArray,
     router_logits: AnyArray,
@@ -131,24 +144,25 @@ def value_and_sigma(
     topk: Topk | None = None,
     numerics: Numerics | None = None,
     dtype: str | None = None,
-) -> tuple[Float64, Float64]:
-    """The unrounded y and the standard deviation of a kernel's error, both [T, H] float64, for the reference's ids.
+    flips: bool = False,
+) -> Errors:
+    """Value and error of a kernel's y, for the reference's ids. flips: about the reference rounded as in `numerics`.
 
     V_y = r^2 V_routed + V_shared + the stores above. Routing weights that the kernel computes are off by ROUTING_ULPS
     fp32 ulps, + one rounding if `scores` are stored low; so are those given as `topk`, which stand for a choice of the
     kernel's own. Other arguments as above.
     """
     stores = contract(numerics, dtype, hidden_states, undeclared=Numerics())
-    x = decode(hidden_states)
+    x = exactly(decode(hidden_states), flips=flips)
     weights, ids = topk or topk_routing(
         router_logits=router_logits,
         spec=spec.routing,
         correction_bias=correction_bias,
         per_expert_scale=per_expert_scale,
     )
-    v_weights = _routing_variance(weights, stores)
+    computed = _computed_weights(weights, stores, flips=flips)
     num_experts = router_logits.shape[1]
-    y, sigma = experts_value_and_sigma(
+    routed = experts_estimate(
         hidden_states=hidden_states,
         w13=w13,
         w2=w2,
@@ -158,52 +172,80 @@ def value_and_sigma(
         w13_bias=w13_bias,
         w2_bias=w2_bias,
         numerics=stores,
-        weight_variance=v_weights,
+        flips=flips,
+        weights=computed,
     )
-    variance = np.square(sigma)
+    y, shared, sources = routed.estimate, routed.shared, list(routed.sources)
+    assert shared is not None
     if spec.routing.num_zero_experts:
-        identity = x * _identity_weight(weights, ids, num_experts, spec.routing)
-        v_identity = np.square(x) * _identity_weight(v_weights, ids, num_experts, spec.routing)
-        y = y + identity
-        variance += v_identity + store_variance(identity, stores.out) + store_variance(y, stores.out)
+        kept = _identity_estimate(computed, ids, num_experts, spec.routing)
+        identity = product(x, kept)
+        shared = shared + np.square(x.value) * kept.variance
+        rows = np.arange(len(ids))
+        sources.append(FactorError(rows=rows, variance=kept.variance[:, 0], along=x.value))
+        y = stored(total(y, stored(identity, stores.out)), stores.out)
     factor = _output_factor(spec.routing)
     if factor != 1.0:
-        y = y * factor
-        variance = variance * factor**2 + store_variance(y, stores.out)
+        y, shared = stored(y.scaled(factor), stores.out), shared * factor**2
+        sources = [source.scaled(factor) for source in sources]
     if spec.shared_experts == "none":
-        return y, np.sqrt(variance)
-    shared, v_shared = _shared_with_variance(x, shared_w13, shared_w2, shared_gate, spec, stores)
-    y = y + shared
-    return y, np.sqrt(variance + v_shared + store_variance(y, stores.out))
+        return Errors(y, shared, tuple(sources))
+    extra = _shared_experts(x, shared_w13, shared_w2, shared_gate, spec, stores)
+    assert extra.shared is not None
+    y = stored(total(y, extra.estimate), stores.out)
+    return Errors(y, shared + extra.shared, (*sources, *extra.sources))
 
 
-def _shared_with_variance(
-    x: Float64,
+def _shared_experts(
+    x: Estimate,
     shared_w13: AnyArray | None,
     shared_w2: AnyArray | None,
     shared_gate: AnyArray | None,
     spec: MoESpec,
     stores: Numerics,
-) -> tuple[Float64, Float64]:
-    shared, variance = expert_with_variance(x, None, _shared_weights(shared_w13, shared_w2), spec.experts, stores)
+) -> Errors:
+    """The shared experts' sum, gated where the spec says so, stored at `out`."""
+    weights = _shared_weights(shared_w13, shared_w2)
+    z, v_h, shared = expert_estimate(x, weights, spec.experts, stores)
+    rows, scale = np.arange(len(v_h)), np.ones(len(v_h))
+    sources = list[SharedError | FactorError]()
     last = stores.per_expert
     if spec.shared_experts == "gated":
-        logit = _gate_logit(x, shared_gate)
-        accumulation = (
-            U32**2 * x.shape[1] / 6.0 * (np.square(x) @ np.square(decode(_given("shared_gate", shared_gate))))[:, None]
-        )
-        v_logit = accumulation + store_variance(logit, stores.gate_up)
-        gate = sigmoid(logit)
-        v_gate = np.square(gate * (1.0 - gate)) * v_logit + np.square(ROUTING_ULPS * ulp(gate, "fp32"))
-        if stores.act != "fp32":
-            v_gate += store_variance(gate, stores.act)
-        variance = np.square(gate) * variance + np.square(shared) * v_gate
-        shared = shared * gate
-        variance += store_variance(shared, stores.weighted)
+        gate = _gate_estimate(x, shared_gate, stores)
+        scale = gate.value[:, 0]
+        shared = shared * np.square(gate.value) + np.square(z.value) * gate.variance
+        sources.append(FactorError(rows=rows, variance=gate.variance[:, 0], along=z.value))
+        z = stored(product(z, gate), stores.weighted)
         last = stores.weighted
+    sources.append(SharedError(rows=rows, scale=scale, variance=v_h, matrix=lambda: weights.w2))
     if not exact_in(last, stores.out):
-        variance += store_variance(shared, stores.out)
-    return shared, variance
+        z = stored(z, stores.out)
+    return Errors(z, shared, tuple(sources))
+
+
+def _gate_estimate(x: Estimate, shared_gate: AnyArray | None, stores: Numerics) -> Estimate:
+    """sigmoid(x . shared_gate), [T, 1]."""
+    row = decode(_given("shared_gate", shared_gate))[None, :]
+    logit = stored(linear_estimate(x, row, exact_input=True), stores.gate_up)
+    value = sigmoid(logit.value)
+    gate = logit.scaled(value * (1.0 - value))
+    gate = gate._replace(value=value, dense=gate.dense + np.square(ROUTING_ULPS * ulp(value, "fp32")))
+    return gate if stores.act == "fp32" else stored(gate, stores.act)
+
+
+def _computed_weights(weights: Float64, stores: Numerics, *, flips: bool) -> Estimate:
+    """Routing weights as a kernel computes them."""
+    computed = exactly(decode(weights), flips=flips)
+    dense = np.square(ROUTING_ULPS * ulp(computed.value, "fp32"))
+    if stores.scores != "fp32":  # the reference does not round scores, so a kernel's are off by a whole rounding
+        dense += np.square(ulp(computed.value, stores.scores)) / 12.0
+    return computed._replace(dense=dense)
+
+
+def _identity_estimate(weights: Estimate, ids: AnyArray, num_experts: int, routing: RoutingSpec) -> Estimate:
+    """Each token's weight on zero experts, [T, 1]."""
+    parts = (None if part is None else _identity_weight(part, ids, num_experts, routing) for part in weights)
+    return Estimate(*parts)  # type: ignore[arg-type]  # as in weights
 
 
 def _weight_rows(ids: AnyArray, num_experts: int, routing: RoutingSpec) -> AnyArray:
@@ -223,11 +265,6 @@ def _identity_weight(weights: AnyArray, ids: AnyArray, num_experts: int, routing
 def _output_factor(routing: RoutingSpec) -> float:
     """What multiplies the sum over the slots: r, unless it is already inside the weights."""
     return 1.0 if routing.scaling_placement == "topk_weights" else routed_factor(routing)
-
-
-def _routing_variance(weights: Float64, stores: Numerics) -> Float64:
-    variance = np.square(ROUTING_ULPS * ulp(weights, "fp32"))
-    return variance if stores.scores == "fp32" else variance + store_variance(weights, stores.scores)
 
 
 def _shared_weights(shared_w13: AnyArray | None, shared_w2: AnyArray | None) -> Weights:

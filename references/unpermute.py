@@ -9,8 +9,9 @@ import numpy as np
 from moecheck.formats import AnyArray, Float64
 from moecheck.numerics import Numerics
 
-from ._combine import Contribution, combine, combine_with_variance
-from ._stores import EXACT, contract, decode, rounded, store_variance
+from ._combine import EstimatedSummands, Summands, combine, combine_estimates
+from ._errors import Errors, FactorError
+from ._stores import EXACT, Estimate, contract, decode, exactly, product, rounded, stored
 
 
 def unpermute(
@@ -32,47 +33,54 @@ def unpermute(
     stores = contract(numerics, dtype, permuted, undeclared=EXACT)
     scale = rounded(decode(topk_weights), stores.topk_weights)
 
-    def contributions() -> Iterator[Contribution]:
-        for token, slot, row in _rows(inv_permuted_idx):
-            yield Contribution(token, slot, rounded(scale[token, slot] * decode(permuted[row]), stores.weighted))
+    def summands() -> Iterator[Summands]:
+        for tokens, slots, rows in _rows(inv_permuted_idx):
+            values = scale[tokens, slots][:, None] * decode(permuted[rows])
+            yield Summands(tokens, slots, rounded(values, stores.weighted))
 
-    return combine(contributions(), (len(topk_weights), permuted.shape[1]), stores)
+    return combine(summands(), (len(topk_weights), permuted.shape[1]), stores)
 
 
-def value_and_sigma(
+def estimate(
     *,
     permuted: AnyArray,
     topk_weights: AnyArray,
     inv_permuted_idx: AnyArray,
     numerics: Numerics | None = None,
     dtype: str | None = None,
-) -> tuple[Float64, Float64]:
-    """The unrounded y and the standard deviation of a kernel's error, both [T, H] float64.
+    flips: bool = False,
+) -> Errors:
+    """Value and error of a kernel's y. flips: about the reference rounded as in `numerics`, not about the true y.
 
-    V_y = sum_s (z^2 V_w + ulp(w z)^2/12) + ulp^2/12 per partial sum + ulp(y)^2/12, V_w = ulp(w)^2/12 if stored low.
-    numerics: None for all kept in fp32 but the output. A token without rows has sigma 0: equality is required.
+    V_y = sum_s z^2 V_w + a store of each w z, of each partial sum, and of y; V_w of weights stored low. numerics: None
+    for all kept in fp32 but the output. A token without rows has sigma 0: equality is required.
     """
     stores = contract(numerics, dtype, permuted, undeclared=Numerics())
-    scale = decode(topk_weights)
-    v_scale = np.zeros(scale.shape)
+    scale = exactly(decode(topk_weights), flips=flips)
     if stores.topk_weights != "fp32":
-        v_scale = store_variance(scale, stores.topk_weights)
-
-    def contributions() -> Iterator[Contribution]:
-        for token, slot, row in _rows(inv_permuted_idx):
-            z = decode(permuted[row])
-            y = scale[token, slot] * z
-            variance = np.square(z) * v_scale[token, slot] + store_variance(y, stores.weighted)
-            yield Contribution(token, slot, y, variance)
-
+        scale = stored(scale, stores.topk_weights)
     shape = (len(topk_weights), permuted.shape[1])
-    value, variance = combine_with_variance(contributions(), shape, stores, stores.weighted)
-    return value, np.sqrt(variance)
+    sources = list[FactorError]()
+
+    def summands() -> Iterator[EstimatedSummands]:
+        for tokens, slots, rows in _rows(inv_permuted_idx):
+            z = decode(permuted[rows])
+            w = Estimate(*(None if field is None else field[tokens, slots][:, None] for field in scale))  # type: ignore[arg-type]  # as in scale
+            shared = np.square(z) * w.variance
+            if np.any(w.variance > 0.0):
+                sources.append(FactorError(rows=tokens, variance=w.variance[:, 0], along=z.astype(np.float32)))
+            y = stored(product(exactly(z, flips=flips), w), stores.weighted)
+            yield EstimatedSummands(tokens, slots, y, shared)
+
+    y, shared = combine_estimates(summands(), shape, stores, stores.weighted, flips=flips)
+    return Errors(y, shared, tuple(sources))
 
 
-def _rows(inv_permuted_idx: AnyArray) -> Iterator[tuple[int, int, int]]:
-    """(token, slot, row) of every slot that has a row, in ascending row order."""
-    tokens, slots = np.nonzero(inv_permuted_idx >= 0)
-    rows = inv_permuted_idx[tokens, slots]
-    for i in np.argsort(rows, kind="stable"):
-        yield int(tokens[i]), int(slots[i]), int(rows[i])
+def _rows(inv_permuted_idx: AnyArray) -> Iterator[tuple[AnyArray, AnyArray, AnyArray]]:
+    """(tokens, slots, rows): first every token's lowest row, then every token's second, and so on."""
+    order = np.argsort(inv_permuted_idx, axis=1, kind="stable")
+    for column in order.T:
+        rows = np.take_along_axis(inv_permuted_idx, column[:, None], axis=1)[:, 0]
+        tokens = np.flatnonzero(rows >= 0)
+        if len(tokens):
+            yield tokens, column[tokens], rows[tokens]

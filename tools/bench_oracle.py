@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from moecheck.formats import AnyArray, Float64
-from moecheck.references.fused_experts import fused_experts, value_and_sigma
+from moecheck.references.fused_experts import estimate, fused_experts
 from moecheck.spec import ExpertSpec
 
 
@@ -66,8 +66,8 @@ def main() -> None:
     value = _seconds(lambda: fused_experts(**call))
     print(f"fused_experts  {value:8.2f} s  ratio {value / base:.2f}")
     if a.sigma:
-        both = _seconds(lambda: value_and_sigma(**call, dtype="bf16"))
-        print(f"value_and_sigma{both:8.2f} s  ratio {both / base:.2f} (twice the multiply-adds)")
+        both = _seconds(lambda: estimate(**call, dtype="bf16"))
+        print(f"estimate{both:8.2f} s  ratio {both / base:.2f} (twice the multiply-adds)")
     print(f"peak memory    {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:8.2f} GiB")
 
 
@@ -85,7 +85,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--experts", type=int, default=256, help="E")
     parser.add_argument("--top-k", type=int, default=8)
     parser.add_argument("--activation", default="silu", help="activation of ExpertSpec")
-    parser.add_argument("--sigma", action="store_true", help="also time value_and_sigma")
+    parser.add_argument("--sigma", action="store_true", help="also time estimate")
     return parser.parse_args()
 
 

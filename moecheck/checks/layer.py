@@ -33,7 +33,7 @@ def layer_values(
         return values, None
     sets = {int(token): legal_sets(choice, int(token), routing, most=MOST_SETS + 1) for token in tokens}
     left_out = [token for token, options in sets.items() if len(options) > MOST_SETS]
-    best = Values(true=values.true.copy(), sigma=values.sigma.copy(), rounded=values.rounded.copy())
+    best = values.copy()
     for alternative in range(max((len(options) for options in sets.values()), default=0)):
         _take_nearer(
             case, out, oracle, numerics, {t: o for t, o in sets.items() if t not in left_out}, alternative, best
@@ -73,11 +73,8 @@ def _take_nearer(
         ids[token, : case.spec.routing.top_k] = sets[token][alternative]
     topk = (module.weights_of_ids(**arguments, topk_ids=ids)[rows], ids[rows])
     tried = oracle.layer_values(case, numerics, rows, topk)
-    known = Values(true=best.true[rows], sigma=best.sigma[rows], rounded=best.rounded[rows])
-    nearer = np.flatnonzero(_distance(out[rows], tried) < _distance(out[rows], known))
-    tokens = np.array(rows)[nearer]
-    best.true[tokens], best.sigma[tokens] = tried.true[nearer], tried.sigma[nearer]
-    best.rounded[tokens] = tried.rounded[nearer]
+    nearer = np.flatnonzero(_distance(out[rows], tried) < _distance(out[rows], best.rows(rows)))
+    best.replace_rows(np.array(rows)[nearer], tried, nearer)
 
 
 def _distance(out: Float64, values: Values) -> Float64:

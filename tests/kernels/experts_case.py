@@ -10,7 +10,7 @@ import numpy as np
 
 from moecheck.formats import AnyArray, Float64, store, to_float64
 from moecheck.kernel import Declaration
-from moecheck.references.fused_experts import fused_experts, value_and_sigma
+from moecheck.references.fused_experts import estimate, fused_experts
 from moecheck.spec import ExpertSpec
 from tests.bounds import largest_z
 
@@ -71,13 +71,13 @@ def name_of(value: object) -> str | None:
     return None if declared is None else str(declared.name)
 
 
-def worst_z(out: AnyArray, inputs: dict[str, AnyArray], *, case: ExpertsCase, kernel: Kernel, dtype: str) -> float:
+def worst_z(out: AnyArray, inputs: dict[str, Any], *, case: ExpertsCase, kernel: Kernel, dtype: str) -> float:
     """Largest |out - reference| / sigma under the kernel's declared contract; NaN and wrong shapes fail.
 
     Elements with sigma 0 must be equal to the reference: they count as infinite otherwise.
     """
     assert out.shape == inputs["hidden_states"].shape
-    value, sigma = value_and_sigma(**inputs, spec=case.spec, numerics=declaration(kernel).numerics, dtype=dtype)
+    value, sigma = estimate(**inputs, spec=case.spec, numerics=declaration(kernel).numerics, dtype=dtype)
     error: Float64 = np.abs(to_float64(out) - value)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.where((sigma == 0) & (error == 0), 0.0, error / sigma)

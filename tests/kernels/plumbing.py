@@ -56,7 +56,7 @@ def check_unpermute(call: Call, *, tokens: int, dtype: str, numerics: Numerics |
     unused = np.setdiff1d(np.arange(ids.size), inverse)
     arrays["permuted"][unused] = np.nan  # rows without a slot are never read
     out = call(**arrays)
-    value, sigma = unpermute.value_and_sigma(**arrays, numerics=numerics, dtype=dtype)
+    value, sigma = unpermute.estimate(**arrays, numerics=numerics, dtype=dtype)
     _within(out, value, sigma, dtype=arrays["permuted"].dtype)
 
 
@@ -85,14 +85,14 @@ def check_grouped_gemm(call: Call, *, counts: list[int], tail: int, dtype: str, 
         "expert_ends": ends,
     }
     out = call(**arrays)
-    value, sigma = grouped_gemm.value_and_sigma(**arrays, numerics=numerics, dtype=dtype)
+    value, sigma = grouped_gemm.estimate(**arrays, numerics=numerics, dtype=dtype)
     assert out.shape == value.shape
     _within(out[: ends[-1]], value[: ends[-1]], sigma[: ends[-1]], dtype=arrays["x"].dtype)
 
 
 def check_act_and_mul(call: Call, spec: ExpertSpec, *, rows: int, dtype: str, numerics: Numerics | None) -> None:
     x = store(np.random.default_rng(4).normal(size=(rows, 88)) * 3, dtype)
-    value, sigma = act_and_mul.value_and_sigma(x=x, spec=spec, numerics=numerics, dtype=dtype)
+    value, sigma = act_and_mul.estimate(x=x, spec=spec, numerics=numerics, dtype=dtype)
     _within(call(x=x, spec=spec), value, sigma, dtype=x.dtype)
 
 

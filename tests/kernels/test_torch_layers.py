@@ -12,8 +12,8 @@ from moecheck import ExpertSpec, MoESpec, RoutingSpec, Unsupported
 from moecheck.formats import AnyArray, store, to_float64
 from moecheck.kernels.third_party import transformers_layers as blocks
 from moecheck.kernels.torch.moe_layer import moe_layer
+from moecheck.references.moe_layer import estimate
 from moecheck.references.moe_layer import moe_layer as reference
-from moecheck.references.moe_layer import value_and_sigma
 from moecheck.spec import SWIGLUOAI
 from tests.bounds import AGREEMENT, largest_z
 from tests.kernels.experts_case import Kernel, declaration, name_of
@@ -84,7 +84,7 @@ def check(kernel: Kernel, spec: MoESpec, arrays: dict[str, Any], *, dtype: str) 
     out = to_numpy(kernel(**on_torch(arrays), spec=spec))
     assert out.dtype == arrays["hidden_states"].dtype
     assert out.shape == arrays["hidden_states"].shape
-    value, sigma = value_and_sigma(**arrays, spec=spec, numerics=declaration(kernel).numerics, dtype=dtype)
+    value, sigma = estimate(**arrays, spec=spec, numerics=declaration(kernel).numerics, dtype=dtype)
     assert np.all(np.abs(to_float64(out) - value) <= largest_z(max(1, out.size)) * sigma)
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from moecheck.formats import round_to, store, to_float64
 from moecheck.numerics import Numerics
-from moecheck.references._activation import activation, derivative
+from moecheck.references._activation import activation, activation_terms
 from moecheck.references._erf import erfc
-from moecheck.references._stores import EXACT
-from moecheck.references.act_and_mul import act_and_mul, activated_with_variance, value_and_sigma
+from moecheck.references._stores import EXACT, exactly
+from moecheck.references.act_and_mul import act_and_mul, activated_estimate, estimate
 from moecheck.spec import SWIGLUOAI, ExpertSpec
 from tests.bounds import (
     CALIBRATED_RMS,
@@ -93,7 +93,7 @@ def test_derivatives_are_slopes(name: str) -> None:
     g = np.linspace(-6.0, 6.0, 400)  # 0, the kink of relu2, is not among them
     upper, lower = activation(g + DIFFERENCE_STEP, spec), activation(g - DIFFERENCE_STEP, spec)
     slope = (upper - lower) / (2.0 * DIFFERENCE_STEP)
-    assert np.abs(derivative(g, spec) - slope).max() <= DIFFERENCE_BOUND
+    assert np.abs(activation_terms(g, spec).derivative - slope).max() <= DIFFERENCE_BOUND
 
 
 @pytest.mark.parametrize("part", ["gate", "up"])
@@ -111,8 +111,9 @@ def test_an_input_s_variance_arrives_times_the_squared_slope(name: str, part: st
         moved[:] = 1.0
     upper, lower = (act_and_mul(x=x + sign * DIFFERENCE_STEP * moved, spec=spec) for sign in (1.0, -1.0))
     slope = (upper - lower) / (2.0 * DIFFERENCE_STEP)
-    _, with_input = activated_with_variance(x, moved, spec, EXACT)
-    _, without = activated_with_variance(x, None, spec, EXACT)
+    exact = exactly(x, flips=False)
+    with_input = activated_estimate(exact._replace(dense=moved), spec, EXACT).dense
+    without = activated_estimate(exact, spec, EXACT).dense
     assert np.abs(np.sqrt(with_input - without) - np.abs(slope)).max() <= DIFFERENCE_BOUND
 
 
@@ -139,7 +140,7 @@ def test_rounding_points_are_act_product_and_output() -> None:
 def test_sigma_is_that_of_torch(name: str, dtype: str) -> None:
     spec = SPECS[name]
     x = store(np.random.default_rng(3).standard_normal((100, 256)) * 2.0, dtype)
-    value, sigma = value_and_sigma(x=x, spec=spec)
+    value, sigma = estimate(x=x, spec=spec)
     h = torch_activation(as_torch(x, TORCH_DTYPES["fp32"]), spec).to(TORCH_DTYPES[dtype]).double().numpy()
     np.testing.assert_array_equal(value, act_and_mul(x=x, spec=spec))
     exact = sigma == 0.0
@@ -154,7 +155,7 @@ def test_sigma_of_a_stored_activation_is_that_of_bf16_torch(name: str) -> None:
     x = store(np.random.default_rng(3).standard_normal((100, 256)), "bf16")
     contract = Numerics(act="bf16", act_times_up="bf16")
     spec = SPECS[name]
-    value, sigma = value_and_sigma(x=x, spec=spec, numerics=contract)
+    value, sigma = estimate(x=x, spec=spec, numerics=contract)
     low = as_torch(to_float64(x), TORCH_DTYPES["fp32"])
     unit = ExpertSpec(**{**{f: getattr(spec, f) for f in spec.__dataclass_fields__}, "gated": False})
     gate, up = (low[:, ::2], low[:, 1::2]) if spec.gate_up_layout == "interleaved" else low.chunk(2, dim=-1)

@@ -11,7 +11,7 @@ import torch
 
 from moecheck.formats import AnyArray, to_float64
 from moecheck.references.act_and_mul import act_and_mul
-from moecheck.references.fused_experts import fused_experts, value_and_sigma
+from moecheck.references.fused_experts import estimate, fused_experts
 from moecheck.references.grouped_gemm import grouped_gemm
 from moecheck.references.permute import permute
 from moecheck.references.unpermute import unpermute
@@ -177,4 +177,4 @@ def test_one_expert_named_twice_counts_twice() -> None:
 def test_no_tokens_give_no_rows() -> None:
     case = draw(**{**SHAPE, "tokens": 0}, spec=ExpertSpec())
     assert fused_experts(**case.kwargs, spec=ExpertSpec()).shape == (0, 24)
-    assert value_and_sigma(**case.kwargs, spec=ExpertSpec())[1].shape == (0, 24)
+    assert estimate(**case.kwargs, spec=ExpertSpec()).sigma.shape == (0, 24)

@@ -10,7 +10,8 @@ import pytest
 
 from moecheck.formats import Float64, round_to, to_float64
 from moecheck.numerics import Numerics
-from moecheck.references.fused_experts import fused_experts, value_and_sigma
+from moecheck.references._stores import exactly
+from moecheck.references.fused_experts import estimate, fused_experts
 from moecheck.spec import ExpertSpec
 from tests.bounds import AGREEMENT, BLOCKED_RMS, CALIBRATED_RMS, DIFFERENCE_STEP, SLOPE_BOUND, U32, z_limit
 from tests.references.drawn import SPECS, Drawn, draw, torch_eager
@@ -98,7 +99,7 @@ def test_pure_mathematics_is_the_contract_that_keeps_everything() -> None:
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_sigma_of_an_eager_loop(shape: tuple[int, ...], dtype: str) -> None:
     case = drawn(shape, dtype)
-    value, sigma = value_and_sigma(**case.kwargs, spec=SPEC, numerics=all_stored(dtype))
+    value, sigma = estimate(**case.kwargs, spec=SPEC, numerics=all_stored(dtype))
     np.testing.assert_array_equal(value, fused_experts(**case.kwargs, spec=SPEC))
     assert_calibrated((torch_eager(case, SPEC, dtype) - value) / sigma, CALIBRATED_RMS)
 
@@ -107,20 +108,20 @@ def test_sigma_of_an_eager_loop(shape: tuple[int, ...], dtype: str) -> None:
 def test_sigma_of_every_activation(name: str) -> None:
     spec = SPECS[name]
     case = drawn((32, 4, 128, 64, 2), "bf16", spec)
-    value, sigma = value_and_sigma(**case.kwargs, spec=spec, numerics=all_stored("bf16"))
+    value, sigma = estimate(**case.kwargs, spec=spec, numerics=all_stored("bf16"))
     assert_calibrated((torch_eager(case, spec, "bf16") - value) / sigma, CALIBRATED_RMS)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sigma_of_fp32_torch(shape: tuple[int, ...]) -> None:
     case = drawn(shape, "fp32")
-    value, sigma = value_and_sigma(**case.kwargs, spec=SPEC)
+    value, sigma = estimate(**case.kwargs, spec=SPEC)
     assert_calibrated((torch_eager(case, SPEC, "fp32") - value) / sigma, BLOCKED_RMS)
 
 
 def test_sigma_of_fp32_sums_added_one_after_the_other() -> None:
     case = drawn((16, 2, 256, 128, 2), "fp32")
-    value, sigma = value_and_sigma(**case.kwargs, spec=SPEC)
+    value, sigma = estimate(**case.kwargs, spec=SPEC)
     out = np.zeros(value.shape, dtype=np.float32)
     for t, s in np.ndindex(case.topk_ids.shape):
         e = case.topk_ids[t, s]
@@ -144,7 +145,7 @@ def test_sigma_of_fp32_sums_added_one_after_the_other() -> None:
 def test_sigma_is_the_spread_of_the_contract_s_own_reference(changes: dict[str, Any]) -> None:
     case = drawn((64, 4, 64, 48, 4), "bf16")
     contract = Numerics(**changes)
-    value, sigma = value_and_sigma(**case.kwargs, spec=SPEC, numerics=contract)
+    value, sigma = estimate(**case.kwargs, spec=SPEC, numerics=contract)
     assert_calibrated((fused_experts(**case.kwargs, spec=SPEC, numerics=contract) - value) / sigma, CALIBRATED_RMS)
 
 
@@ -161,7 +162,7 @@ def test_sigma_of_weights_on_the_input(changes: dict[str, Any]) -> None:
     case = drawn((256, 4, 64, 48, 1), "bf16", spec)
     case.topk_weights[:] = np.random.default_rng(1).random((256, 1)) + 0.5
     contract = Numerics(**changes)
-    value, sigma = value_and_sigma(**case.kwargs, spec=spec, numerics=contract)
+    value, sigma = estimate(**case.kwargs, spec=spec, numerics=contract)
     out = fused_experts(**case.kwargs, spec=spec, numerics=contract)
     assert_calibrated((out - value) / sigma, CALIBRATED_RMS)
 
@@ -174,15 +175,16 @@ def test_a_weight_s_variance_on_the_input_arrives_times_the_squared_slope() -> N
         for step in (DIFFERENCE_STEP, -DIFFERENCE_STEP)
     ]
     slope = (values[0] - values[1]) / (2.0 * DIFFERENCE_STEP)
-    _, exact = value_and_sigma(**case.kwargs, spec=spec)
-    _, sigma = value_and_sigma(**case.kwargs, spec=spec, weight_variance=np.ones((12, 1)))
+    _, exact = estimate(**case.kwargs, spec=spec)
+    uncertain = exactly(case.topk_weights, flips=False)._replace(dense=np.ones((12, 1)))
+    _, sigma = estimate(**case.kwargs, spec=spec, weights=uncertain)
     assert np.abs(np.sqrt(sigma**2 - exact**2) - np.abs(slope)).max() <= SLOPE_BOUND
 
 
 def test_sigma_is_zero_only_where_nothing_is_added() -> None:
     case = drawn((9, 3, 16, 8, 2), "bf16")
     case.topk_ids[4] = -1
-    value, sigma = value_and_sigma(**case.kwargs, spec=SPEC)
+    value, sigma = estimate(**case.kwargs, spec=SPEC)
     np.testing.assert_array_equal(value[4], 0.0)
     np.testing.assert_array_equal(sigma[4], 0.0)
     others = np.arange(9) != 4

@@ -10,7 +10,7 @@ import torch
 
 from moecheck.formats import AnyArray, store
 from moecheck.numerics import Numerics
-from moecheck.references.grouped_gemm import grouped_gemm, value_and_sigma
+from moecheck.references.grouped_gemm import estimate, grouped_gemm
 from tests.bounds import BLOCKED_RMS, CALIBRATED_RMS, z_limit
 
 X = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]], dtype=np.float32)
@@ -55,7 +55,7 @@ def test_sigma_is_that_of_torch(k: int, dtype: str, limits: tuple[float, float])
     rng = np.random.default_rng(k)
     x, w = (store(rng.standard_normal(shape) / np.sqrt(k), dtype) for shape in ((40, k), (2, 96, k)))
     ends = np.array([15, 40])
-    value, sigma = value_and_sigma(x=x, w=w, expert_ends=ends)
+    value, sigma = estimate(x=x, w=w, expert_ends=ends)
     torch_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
     a, b = (torch.tensor(part.astype(np.float32)).to(torch_dtype) for part in (x, w))
     y = torch.cat([a[:15] @ b[0].T, a[15:] @ b[1].T]).double().numpy()
@@ -69,6 +69,6 @@ def test_the_output_rounds_once() -> None:
     ends = np.array([1])
     assert grouped_gemm(x=x, w=w, expert_ends=ends) == 1.0 + 2.0**-8
     assert grouped_gemm(x=x, w=w, expert_ends=ends, numerics=Numerics(), dtype="bf16") == 1.0
-    value, sigma = value_and_sigma(x=x, w=w, expert_ends=np.array([0]), bias=np.zeros((1, 1)))
+    value, sigma = estimate(x=x, w=w, expert_ends=np.array([0]), bias=np.zeros((1, 1)))
     assert np.isnan(value).all()
     assert np.isnan(sigma).all()

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812  # its name everywhere
 from moecheck.formats import Float64, round_to, store, to_float64
 from moecheck.numerics import Numerics
 from moecheck.references.fused_experts import fused_experts
-from moecheck.references.moe_layer import moe_layer, value_and_sigma
+from moecheck.references.moe_layer import estimate, moe_layer
 from moecheck.references.topk_routing import topk_routing
 from moecheck.spec import MoESpec, RoutingSpec
 from tests.bounds import AGREEMENT, BLOCKED_RMS, CALIBRATED_RMS, U64, expert_products_bound, z_limit
@@ -96,7 +96,7 @@ def test_the_result_is_r_routed_plus_shared_wherever_r_is(placement: Any, shared
     arrays = layer_arrays(spec)
     expected, size = torch_layer(arrays, spec)
     assert_float64_close(moe_layer(**arrays, spec=spec), expected, size)
-    assert_float64_close(value_and_sigma(**arrays, spec=spec)[0], expected, size)
+    assert_float64_close(estimate(**arrays, spec=spec).value, expected, size)
 
 
 @pytest.mark.parametrize("placement", ["topk_weights", "routed_output", "sum"])
@@ -204,7 +204,7 @@ def test_rounding_at_every_stage_is_that_of_bf16_torch(placement: Any, shared: A
     out = low_precision_layer(arrays, spec, "bf16")
     reference = moe_layer(**arrays, spec=spec, numerics=STORED)
     assert np.mean(out == reference) >= AGREEMENT
-    value, sigma = value_and_sigma(**arrays, spec=spec, numerics=STORED)
+    value, sigma = estimate(**arrays, spec=spec, numerics=STORED)
     z = (out - value) / sigma
     assert CALIBRATED_RMS[0] <= np.sqrt(np.mean(z**2)) <= CALIBRATED_RMS[1]
     assert np.abs(z).max() <= z_limit(z.size)
@@ -214,7 +214,7 @@ def test_rounding_at_every_stage_is_that_of_bf16_torch(placement: Any, shared: A
 def test_sigma_of_fp32_torch(shared: Any) -> None:
     spec = MoESpec(routing=SIGMOID, shared_experts=shared)
     arrays = layer_arrays(spec, tokens=128)
-    value, sigma = value_and_sigma(**arrays, spec=spec)
+    value, sigma = estimate(**arrays, spec=spec)
     z = (low_precision_layer(arrays, spec, "fp32") - value) / sigma
     assert BLOCKED_RMS[0] <= np.sqrt(np.mean(z**2)) <= BLOCKED_RMS[1]
     assert np.abs(z).max() <= z_limit(z.size)
@@ -226,7 +226,7 @@ def test_sigma_of_scores_stored_low(zero: int) -> None:
     spec = MoESpec(routing=routing)
     arrays = layer_arrays(spec, dtype="bf16", tokens=512)
     contract = Numerics(scores="bf16", out="fp32")
-    value, sigma = value_and_sigma(**arrays, spec=spec, numerics=contract)
+    value, sigma = estimate(**arrays, spec=spec, numerics=contract)
     weights, ids = topk_routing(router_logits=arrays["router_logits"], spec=routing)
     out = moe_layer(**arrays, spec=spec, topk=(round_to(weights, "bf16"), ids))
     z = (out - value) / sigma

@@ -8,7 +8,7 @@ import pytest
 from moecheck.formats import round_to, store
 from moecheck.numerics import Numerics
 from moecheck.references.permute import permute
-from moecheck.references.unpermute import unpermute, value_and_sigma
+from moecheck.references.unpermute import estimate, unpermute
 from tests.bounds import CALIBRATED_RMS, z_limit
 
 ROWS = np.array([[1.0, -2.0], [4.0, 8.0], [np.nan, np.nan]], dtype=np.float32)
@@ -70,7 +70,7 @@ def test_sigma_is_that_of_a_kernel_with_these_stores(top_k: int, low: str) -> No
     weights = rng.random((64, top_k)).astype(np.float32)
     inverse = rng.permutation(64 * top_k).reshape(64, top_k)
     contract = Numerics(topk_weights=low, weighted=low, combine=low, combine_order="slot")
-    value, sigma = value_and_sigma(permuted=rows, topk_weights=weights, inv_permuted_idx=inverse, numerics=contract)
+    value, sigma = estimate(permuted=rows, topk_weights=weights, inv_permuted_idx=inverse, numerics=contract)
     total = np.zeros(value.shape)
     for slot in range(top_k):  # rounded products and sums, one after the other
         w = round_to(weights[:, slot : slot + 1].astype(np.float64), low)
@@ -81,7 +81,7 @@ def test_sigma_is_that_of_a_kernel_with_these_stores(top_k: int, low: str) -> No
 
 
 def test_a_token_without_rows_must_be_exactly_zero() -> None:
-    value, sigma = value_and_sigma(permuted=ROWS, topk_weights=WEIGHTS, inv_permuted_idx=INVERSE)
+    value, sigma = estimate(permuted=ROWS, topk_weights=WEIGHTS, inv_permuted_idx=INVERSE)
     np.testing.assert_array_equal(value[2], 0.0)
     np.testing.assert_array_equal(sigma[2], 0.0)
     assert (sigma[:2] > 0.0).all()

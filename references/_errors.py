@@ -1,0 +1,91 @@
+"""What a reference knows of a kernel's error: of each element, and of a weighted sum over a row of the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moecheck.formats import AnyArray, Float64
+
+from ._stores import Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedError:
+    """An error source in front of a linear map, which every column of a row shares.
+
+    rows: [n] output row of each source row. scale: [n] what the map's result is multiplied by. variance: [n, I] of the
+    source's elements (fp32 is enough). matrix: gives the map, [H, I].
+    """
+
+    rows: AnyArray
+    scale: Float64
+    variance: AnyArray
+    matrix: Callable[[], Float64]
+
+    def scaled(self, factor: float) -> SharedError:
+        return replace(self, scale=self.scale * factor)
+
+    def projected(self, c: Float64) -> Float64:
+        """[n]: Var of sum_i c_i error_i. c: [rows, H] coefficients."""
+        along = (c[self.rows] * self.scale[:, None]) @ self.matrix()
+        variance: Float64 = np.einsum("nj,nj,nj->n", along, along, self.variance)
+        return variance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactorError:
+    """The error of one factor of a row's summand. rows, variance: [n]. along: [n, H], derivative by the factor."""
+
+    rows: AnyArray
+    variance: Float64
+    along: AnyArray
+
+    def scaled(self, factor: float) -> FactorError:
+        return replace(self, along=self.along * factor)
+
+    def projected(self, c: Float64) -> Float64:
+        """[n]: Var of sum_i c_i error_i. c: [rows, H] coefficients."""
+        variance: Float64 = self.variance * np.square(np.einsum("nh,nh->n", c[self.rows], self.along))
+        return variance
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """The estimate of an output [rows, columns], and which part of its variance the columns of a row share.
+
+    shared: [rows, columns], the part of the variance that `sources` explain; None where all errors are independent.
+    """
+
+    estimate: Estimate
+    shared: Float64 | None = None
+    sources: tuple[SharedError | FactorError, ...] = ()
+
+    @property
+    def value(self) -> Float64:
+        """The reference's value, [rows, columns]: the true one, or the rounded one where flips were asked for."""
+        return self.estimate.value
+
+    @property
+    def sigma(self) -> Float64:
+        """Standard deviation of each element's error, [rows, columns]."""
+        return np.sqrt(self.estimate.variance)
+
+    def __iter__(self) -> Iterator[Float64]:
+        """Value and sigma, so that a call can be unpacked into the two."""
+        yield self.value
+        yield self.sigma
+
+    def projection_variance(self, c: Float64) -> Float64:
+        """Var of sum_i c_ti error_ti for each row t, [rows]. c: [rows, columns], finite.
+
+        The part of each element's variance that no source explains is independent of all others.
+        """
+        variance = self.estimate.variance
+        independent = variance if self.shared is None else np.maximum(variance - self.shared, 0.0)
+        total: Float64 = np.einsum("th,th,th->t", c, c, independent)
+        for source in self.sources:
+            np.add.at(total, source.rows, source.projected(c))
+        return total
