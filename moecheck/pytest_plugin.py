@@ -54,8 +54,8 @@ def marked_cases(args: tuple[Any, ...], kwargs: Mapping[str, Any], config: pytes
 
 def summary(config: pytest.Config, cases: int) -> str:
     """`moecheck: 27 cases, profile quick, seed 0`."""
-    chosen = sorted(config.stash.setdefault(_chosen, set()))
-    return f"moecheck: {cases} cases, " + "; ".join(f"profile {profile}, seed {seed}" for profile, seed in chosen)
+    chosen: set[tuple[str, int]] = config.stash.setdefault(_chosen, set())
+    return f"moecheck: {cases} cases, " + "; ".join(f"profile {name}, seed {seed}" for name, seed in sorted(chosen))
 
 
 def section(error: BaseException | None) -> str:
@@ -65,5 +65,5 @@ def section(error: BaseException | None) -> str:
     examined = error.examined
     picture = examined.picture("")
     drawn = "" if picture is None else render(picture_view(picture, width=WIDTH), width=WIDTH, color=False)
-    looks = f"looks like: {examined.diagnosis}\n" if examined.diagnosis else ""
+    looks = f"{examined.diagnosis}\n\n" if examined.diagnosis else ""
     return (looks + drawn).strip("\n")

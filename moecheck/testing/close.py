@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from moecheck.cases import Case
 from moecheck.checks.finding import Verdict
@@ -47,29 +48,32 @@ def assert_moe_close(
     *,
     op: str | None = None,
     spec: AnySpec | None = None,
-    numerics: Numerics | None = None,
+    numerics: Numerics | Literal["identify"] | None = None,
     tol: float | None = None,
 ) -> MoeMatch:
     """Equivalent to: assert that `out` deviates from the op's float64 reference by no more than rounding explains.
 
     out: the op's output, or a tuple of all of them, from torch (CPU or CUDA), jax or NumPy. case_or_inputs: a Case, or
     the op's arguments by the names of `moecheck list ops`, arrays of any of these frameworks (see `given`). op, spec:
-    as there; a Case has its own. numerics: the rounding points that the kernel declares. tol: of mismatch_ratio and of
+    as there; a Case has its own. numerics: the rounding points that the kernel declares;
+    "identify" finds them in the output (a second or more), which sees far smaller errors; None leaves every store free
+    to be in the input's dtype. tol: of mismatch_ratio and of
     what counts as vacuous, 1e-2 by default; it excuses nothing.
     Raises MoeMismatch (an AssertionError) where the outputs are wrong, and where the comparison shows nothing because
     zeros would pass (VACUOUS) or too little is defined (INCONCLUSIVE); UsageError where the arguments do not fit.
     """
     __tracebackhide__ = True
     described = _described(case_or_inputs, op, spec)
-    if numerics is not None and not isinstance(numerics, Numerics):
-        raise UsageError(f"numerics must be a moecheck.Numerics, not {type(numerics).__name__}.")
+    if numerics not in (None, "identify") and not isinstance(numerics, Numerics):
+        raise UsageError(f"numerics={numerics!r} must be a moecheck.Numerics, 'identify' or None.")
+    declared = numerics if isinstance(numerics, Numerics) else None
     limits = Limits() if tol is None else Limits(tol=_checked(tol))
     outputs = host_outputs(described.case.op, out)
-    examined = examine(described, outputs, limits=limits, numerics=numerics)
+    examined = examine(described, outputs, limits=limits, numerics=declared, identified=numerics == "identify")
     if examined.verdict is Verdict.PASS:
         return MoeMatch(verdict=Verdict.PASS, numbers=examined.numbers, contract=examined.contract)
     own = case_or_inputs if isinstance(case_or_inputs, Case) else None
-    message = failure(examined, again(own, _kept(described, outputs, numerics)))
+    message = failure(examined, again(own, _kept(described, outputs, declared)))
     raise MoeMismatch(message, examined)
 
 

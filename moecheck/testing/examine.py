@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from moecheck.checks.finding import FAILURES, Judgement, Verdict, worst
 from moecheck.checks.judge import Judged, Limits, judge
+from moecheck.diagnosis import diagnose
 from moecheck.formats import AnyArray
 from moecheck.numerics import Numerics
 from moecheck.report.picture import ErrorPicture
 
+from .contract import Contract, contract_of
 from .given import Given
+
+CONTRACT = "numerics"  # the check that is about the contract
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examined:
-    """One judged call. contract: what is known of its rounding points, in words. diagnosis: what a failure looks like.
-
-    limits: the tolerance that it was judged with.
-    """
+    """One judged call. limits: what it was judged with. diagnosis: what a failure looks like, in words."""
 
     given: Given
     judged: Judged
     limits: Limits
-    contract: str = ""
     diagnosis: str = ""
 
     @cached_property
@@ -49,6 +48,11 @@ class Examined:
         """Every number of every judgement by its name."""
         return {name: value for judgement in self.judged.judgements for name, value in judgement.numbers.items()}
 
+    @cached_property
+    def contract(self) -> str:
+        """What was found of the rounding points, in words; empty where nobody looked for them."""
+        return next((j.message for j in self.judged.judgements if j.check == CONTRACT), "")
+
     def picture(self, name: str) -> ErrorPicture | None:
         """Where the error is, for ops with one floating-point output that is not empty."""
         from moecheck.bounds import z_limit
@@ -61,8 +65,26 @@ class Examined:
         return picture_of(out, values.true, allowed, kernel=name, case=self.given.words())
 
 
-def examine(given: Given, outputs: Sequence[AnyArray], *, limits: Limits, numerics: Numerics | None) -> Examined:
-    """Judge a call's outputs (NumPy arrays, one for each of the op's) as `moecheck kernels` judges a kernel's."""
+def examine(
+    given: Given, outputs: tuple[AnyArray, ...], *, limits: Limits, numerics: Numerics | None, identified: bool
+) -> Examined:
+    """Judge a call's outputs (NumPy arrays, one for each of the op's) as `moecheck kernels` judges a kernel's.
+
+    numerics: the declared contract. identified: whether to look for the contract in the output, verify the declared
+    one, and judge under what was found where nothing is declared.
+    """
     oracle = given.oracle()
-    judged = judge(given.case, tuple(outputs), oracle, limits, numerics)
-    return Examined(given=given, judged=judged, limits=limits)
+    contract = contract_of(given, outputs, numerics) if identified else Contract(numerics=numerics)
+    judged = judge(given.case, outputs, oracle, limits, contract.numerics)
+    if contract.judgement is not None:
+        judged = replace(judged, judgements=(*judged.judgements, contract.judgement))
+    examined = Examined(given=given, judged=judged, limits=limits)
+    if examined.verdict not in FAILURES:
+        return examined
+    looks = diagnose(given.case, outputs, oracle, contract.numerics) if _is_readable(judged) else None
+    return replace(examined, diagnosis=looks.words() if looks else "")
+
+
+def _is_readable(judged: Judged) -> bool:
+    """Whether the outputs have the shapes and dtypes of the op's, so that their values say something."""
+    return all(j.verdict is Verdict.PASS for j in judged.judgements if j.check == "contract")

@@ -12,7 +12,7 @@ from moecheck.checks.finding import Judgement
 from moecheck.report.text import metric, one_line, place, verdict_words
 from moecheck.spec import MoESpec
 
-from .examine import Examined
+from .examine import CONTRACT, Examined
 
 _SHOWN = ("max_diff", "max_rel_diff", "mismatch_ratio", "max_z", "rms_z", "rms_ref")
 
@@ -23,8 +23,8 @@ def failure(examined: Examined, last: str) -> str:
         f"{verdict_words(examined.verdict)}  {examined.given.words()}",
         reason(examined.decisive),
     ]
-    lines += [f"looks like: {examined.diagnosis}"] if examined.diagnosis else []
-    lines += [f"contract: {examined.contract}"] if examined.contract else []
+    lines += [examined.diagnosis] if examined.diagnosis else []
+    lines += [f"contract: {examined.contract}"] if examined.contract and examined.decisive.check != CONTRACT else []
     numbers = [f"{name}={metric(examined.numbers[name])}" for name in _SHOWN if name in examined.numbers]
     lines += [f"{'  '.join(numbers)}  (tol={examined.limits.tol:g})"] if numbers else []
     return "\n  ".join(map(one_line, [*lines, last]))
