@@ -44,7 +44,7 @@ class Finding:
     `unmodified`, ...; the last line of a run is `case`, the verdict of all together). message: seen, expected,
     where, in one or two sentences. numbers: metric name -> value (max_diff, max_rel_diff, mismatch_ratio, max_z,
     rms_z, rms_ref, ...). where: coordinates of the worst element by axis name (`{"token": 3, "column": 17}`).
-    seconds: time of the kernel call.
+    seconds: time of the kernel call. diagnosis: which known bug the failure looks like, in words.
     """
 
     kernel: str
@@ -55,6 +55,7 @@ class Finding:
     numbers: dict[str, float] = field(default_factory=dict)
     where: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    diagnosis: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

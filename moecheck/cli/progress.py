@@ -61,7 +61,9 @@ class LiveProgress:
         self._bar = None
 
     def advance(self, plan: Plan, findings: list[Finding]) -> None:
-        """One kernel x case is finished."""
+        """One kernel x case is finished; findings without their closing line are an afterthought."""
+        if findings[-1].check != "case":
+            return
         with self._lock:
             name, verdict = plan.declaration.name, findings[-1].verdict
             self._left[name] -= 1

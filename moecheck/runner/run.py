@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,25 +15,30 @@ from threadpoolctl import threadpool_limits
 from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES, Finding, Judgement, Verdict, worst
 from moecheck.checks.judge import Judged, Limits, judge
+from moecheck.identify import Identified
 from moecheck.oracle import Oracle
 from moecheck.report.picture import ErrorPicture, picture_of
+from moecheck.runner.contract import Contract, contract_of
+from moecheck.runner.diagnose import diagnosis_of
 from moecheck.runner.input_store import shared_inputs
 from moecheck.runner.plan import Plan, lacking
 from moecheck.runner.pool import KernelPool, WorkerDied, WorkerTimeout
+from moecheck.runner.relate import COMPILED, Reach, Relating, cases_to_relate
 from moecheck.runner.shrink import shrink
-from moecheck.runner.worker import Outcome, run_case
+from moecheck.runner.worker import Outcome, run_case, run_relation
 
+WRONG = (Verdict.FAIL, Verdict.PROVEN_WRONG)
 IN_FLIGHT = 2  # the next case runs while this one is judged
 MOST_DEATHS = 3  # after so many lost processes or exhausted memories the rest of the kernel's cases are not tried
 SHRINK_SECONDS = 6.0
-COMPILED = ("jax", "pallas_tpu")  # backends that compile for each new shape, for seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How to run. timeout: seconds for one call. memory: bytes for one process. threads: of one process.
 
-    shrink: look for smaller cases that fail. draw_all: make a picture also where nothing failed.
+    shrink: look for smaller cases that fail. draw_all: make a picture also where nothing failed. relations: on which
+    cases all metamorphic relations are tried.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -42,15 +48,22 @@ class Settings:
     threads: int = 1
     shrink: bool = True
     draw_all: bool = False
+    relations: Reach = "few"
 
 
 @dataclass(slots=True, kw_only=True)
 class KernelRun:
-    """What is kept of one kernel's run. failing: the smallest case found that fails. seconds: wall time."""
+    """What is kept of one kernel's run.
+
+    failing: the smallest case found that fails. seconds: wall time. identified: the contract that explains its outputs
+    best, where they have one. diagnosis: which known bug its failure looks like, in words.
+    """
 
     plan: Plan
     seconds: float = 0.0
     failing: Case | None = None
+    identified: Identified | None = None
+    diagnosis: str = ""
     picture: ErrorPicture | None = None
 
 
@@ -113,26 +126,36 @@ def run_kernel(
         with KernelPool(memory=settings.memory, threads=settings.threads, store=store) as pool:
             if pools is not None:
                 pools.append(pool)
-            _KernelLoop(run=run, settings=settings, sink=sink, oracle=oracle, pool=pool).go(runnable)
+            _KernelLoop(run=run, cases=runnable, settings=settings, sink=sink, oracle=oracle, pool=pool).go()
     run.seconds = time.monotonic() - start
     return run
 
 
 @dataclass(slots=True, kw_only=True)
 class _KernelLoop:
-    """The state of one kernel's run: its process and the worst that it did."""
+    """The state of one kernel's run: its process, its contract, and the worst that it did.
+
+    cases: those that it can take. contract: what its outputs are judged under, known after the first of them.
+    """
 
     run: KernelRun
+    cases: Sequence[Case]
     settings: Settings
     sink: Sink
     oracle: Oracle
     pool: KernelPool
     deaths: int = 0
     worst: tuple[tuple[bool, float], Case, Judged] | None = None
-    failed: list[tuple[Case, Verdict]] = field(default_factory=list)
+    failed: list[tuple[Case, Judged]] = field(default_factory=list)
+    contract: Contract | None = None
+    relating: Relating = field(init=False)
 
-    def go(self, cases: list[Case]) -> None:
-        waiting = deque(cases)
+    def __post_init__(self) -> None:
+        full = cases_to_relate(self.run.plan, self.cases, self.settings.relations)
+        self.relating = Relating(plan=self.run.plan, oracle=self.oracle, call=self._relation_outcomes, full=full)
+
+    def go(self) -> None:
+        waiting = deque(self.cases)
         flying: deque[tuple[Case, object]] = deque()
         stopped = None
         while waiting or flying:
@@ -153,68 +176,75 @@ class _KernelLoop:
             elif stopped is not None:
                 case = waiting.popleft()
                 self.sink(self.run.plan, [_closing(self.run.plan, case, [], Verdict.SKIP, stopped)])
-        if self.settings.shrink:
-            self._shrink()
-        elif self.failed:
-            self.run.failing = self.failed[0][0]
+        self._tell_unverified()
+        if self.failed:
+            self.run.failing = self._shrunk() if self.settings.shrink else self.failed[0][0]
+            self._diagnose()
         if self.worst is not None and (self.failed or self.settings.draw_all):
             _, case, judged = self.worst
             self.run.picture = draw(self.run.plan.declaration.name, case, judged)
 
     def _submit(self, case: Case) -> object:
-        declaration, named = self.run.plan.declaration, bool(case.name)
-        twice, halved = named and declaration.deterministic is True, named and declaration.batch_invariant is True
         # A fresh process imports the kernel first; twice what that took elsewhere is not counted as the kernel's.
         timeout = self.settings.timeout + 2 * self.run.plan.import_seconds
-        return self.pool.submit(run_case, self.run.plan.target, case, twice=twice, halved=halved, timeout=timeout)
+        return self.pool.submit(run_case, self.run.plan.target, case, timeout=timeout)
+
+    def _relation_outcomes(self, case: Case, name: str, count: int) -> list[Outcome]:
+        """What the `count` further calls of a relation do, up to the first that has a problem."""
+        timeout = self.settings.timeout * count + 2 * self.run.plan.import_seconds
+        return self._outcomes(self.pool.submit(run_relation, self.run.plan.target, case, name, timeout=timeout))
 
     def _outcome(self, future: object) -> Outcome:
+        return self._outcomes(future)[0]
+
+    def _outcomes(self, future: object) -> list[Outcome]:
         try:
-            outcome = self.pool.wait(future)
-            assert isinstance(outcome, Outcome)
-            self.deaths += outcome.exhausted
-            return outcome
+            result = self.pool.wait(future)
+            outcomes = result if isinstance(result, list) else [result]
+            self.deaths += sum(outcome.exhausted for outcome in outcomes)
+            return outcomes
         except WorkerTimeout:
-            return Outcome(problem=(Verdict.TIMEOUT, f"No result after {self.settings.timeout:g} s; it was stopped."))
+            return [Outcome(problem=(Verdict.TIMEOUT, f"No result after {self.settings.timeout:g} s; it was stopped."))]
         except WorkerDied as error:
             self.deaths += 1
-            return Outcome(problem=(Verdict.CRASH, str(error)))
+            return [Outcome(problem=(Verdict.CRASH, str(error)))]
 
     def _finish(self, case: Case, outcome: Outcome) -> Verdict:
-        judged = self._judge(case, outcome)
+        judged = self._judge(case, outcome, self.relating.names(case))
         verdict = _verdict(judged)
         findings = _findings(self.run.plan, case, judged, verdict, outcome.seconds)
         self.sink(self.run.plan, findings)
         if verdict in FAILURES:
-            self.failed.append((case, verdict))
+            self.failed.append((case, judged))
         self._remember(case, judged, verdict)
         return verdict
 
-    def _judge(self, case: Case, outcome: Outcome) -> Judged:
+    def _judge(self, case: Case, outcome: Outcome, relations: Sequence[str]) -> Judged:
+        """All checks of one case, the named relations too where the others pass."""
         if outcome.problem is not None:
             verdict, message = outcome.problem
             return Judged(judgements=(Judgement(check="run", verdict=verdict, message=message),))
-        declaration = self.run.plan.declaration
-        judged = judge(
-            case, outcome.outputs, self.oracle, self.settings.limits, declaration.numerics, tie=declaration.tie
-        )
-        more = []
+        first = self.contract is None
+        declaration, contract = self.run.plan.declaration, self._contract()
+        judged = judge(case, outcome.outputs, self.oracle, self.settings.limits, contract.numerics, tie=declaration.tie)
+        self.relating.note(judged.judgements)
+        more = [contract.judgement] if first and contract.judgement is not None else []
         if outcome.modified:
             names = ", ".join(outcome.modified)
             message = f"It changed its input {names}."
             more.append(Judgement(check="unmodified", verdict=Verdict.PROVEN_WRONG, message=message))
-        if outcome.repeat_differs is not None:
-            message = (
-                f"It declares deterministic=True, and a second call on equal inputs changed {outcome.repeat_differs}."
-            )
-            more.append(Judgement(check="determinism", verdict=Verdict.PROVEN_WRONG, message=message))
-        if outcome.batch_differs is not None:
-            message = (
-                "It declares batch_invariant=True, and the first half of the tokens computed alone changed "
-                f"{outcome.batch_differs}."
-            )
-            more.append(Judgement(check="batch_invariance", verdict=Verdict.PROVEN_WRONG, message=message))
+        if _verdict(judged) is Verdict.PASS and not outcome.modified:
+            more += self.relating.judge(case, relations, outcome.outputs, contract.numerics)
         return Judged(judgements=(*judged.judgements, *more), out=judged.out, values=judged.values)
+
+    def _contract(self) -> Contract:
+        """What the outputs are judged under, found by a few small calls before the first of them is judged."""
+        if self.contract is None:
+            self.contract = contract_of(
+                self.run.plan.declaration, lambda case: self._outcome(self._submit(case)), self.oracle
+            )
+            self.run.identified = self.contract.identified
+        return self.contract
 
     def _remember(self, case: Case, judged: Judged, verdict: Verdict) -> None:
         """Keep the run with the largest z, a failing one before any that passes."""
@@ -225,21 +255,60 @@ class _KernelLoop:
         if self.worst is None or rank > self.worst[0]:
             self.worst = (rank, case, judged)
 
-    def _shrink(self) -> None:
+    def _shrunk(self) -> Case:
         """The smallest case that fails in the same way; hangs and lost processes are not tried again."""
-        shrinkable = [case for case, verdict in self.failed if verdict in (Verdict.FAIL, Verdict.PROVEN_WRONG)]
+        shrinkable = [
+            (case, wrong)
+            for case, judged in self.failed
+            if _verdict(judged) in WRONG
+            and (wrong := {j.check for j in judged.judgements if j.verdict in WRONG} - {"numerics"})
+        ]
         if not shrinkable:
-            if self.failed:
-                self.run.failing = self.failed[0][0]
-            return
+            return self.failed[0][0]
+        case, wrong = shrinkable[0]
+        relations = tuple(name for name in self.relating.names(case) if name in wrong)
 
         def fails(case: Case) -> bool:
             if lacking(self.run.plan.declaration, case) is not None:
                 return False
-            verdict = _verdict(self._judge(case, self._outcome(self._submit(case))))
-            return verdict in (Verdict.FAIL, Verdict.PROVEN_WRONG)
+            return _verdict(self._judge(case, self._outcome(self._submit(case)), relations)) in WRONG
 
-        self.run.failing = shrink(shrinkable[0], fails, seconds=SHRINK_SECONDS)
+        return shrink(case, fails, seconds=SHRINK_SECONDS)
+
+    def _diagnose(self) -> None:
+        """Which known bug the worst failure looks like; one finding more."""
+        wrong = [(case, _verdict(judged)) for case, judged in self.failed if _verdict(judged) in WRONG]
+        found = diagnosis_of(
+            wrong, lambda case: self._outcome(self._submit(case)), self.oracle, self._contract().numerics
+        )
+        if found is None:
+            return
+        case, verdict, self.run.diagnosis = found
+        finding = Finding(
+            kernel=self.run.plan.declaration.name,
+            case=case.id,
+            check="diagnosis",
+            verdict=verdict,
+            message=self.run.diagnosis,
+            diagnosis=self.run.diagnosis,
+        )
+        self.sink(self.run.plan, [finding])
+
+    def _tell_unverified(self) -> None:
+        """One finding more where a declared capability was never put to the test."""
+        flags = self.relating.unverified()
+        if not flags or self.relating.last is None:
+            return
+        message = f"It declares {', '.join(flags)}, and no case of this run could verify that."
+        finding = Finding(
+            kernel=self.run.plan.declaration.name,
+            case=self.relating.last.id,
+            check="capabilities",
+            verdict=Verdict.PASS,
+            message=message,
+            numbers={f"{flag}_unverified": 1.0 for flag in flags},
+        )
+        self.sink(self.run.plan, [finding])
 
 
 def draw(kernel: str, case: Case, judged: Judged) -> ErrorPicture:

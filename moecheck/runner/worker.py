@@ -7,8 +7,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
@@ -23,6 +23,7 @@ from moecheck.errors import MoecheckError, Unsupported, UsageError
 from moecheck.formats import FORMATS, AnyArray
 from moecheck.kernel import Declaration
 from moecheck.oracle import spec_part
+from moecheck.relations.relation import Call, relations
 from moecheck.runner.arrays import JAX_BACKENDS, changed, device_of, synchronize, to_native, to_numpy
 from moecheck.runner.input_store import shared_inputs
 from moecheck.runner.leash import bind
@@ -35,30 +36,20 @@ _store: str | None = None
 
 NOT_OUT = "It was given `out` and returned another array; `out` holds something else."
 CLEAN_EXIT = 86  # stands for 0, see `_mark_clean_exits`
-# op -> its inputs with a row for each row of the output, all of them independent of each other
-ROWS = {
-    "topk_routing": ("router_logits",),
-    "act_and_mul": ("x",),
-    "fused_experts": ("hidden_states", "topk_ids", "topk_weights"),
-    "moe_layer": ("hidden_states", "router_logits"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What one call did. problem: None, or the verdict and sentence of what went wrong instead of an output.
 
-    outputs: NumPy arrays. modified: names of inputs that the call changed. repeat_differs: name of an output whose
-    bits a second call changed, when a second call was asked for. batch_differs: the same of a call with half of the
-    tokens. seconds: of the first call. exhausted: whether memory ran out.
+    outputs: NumPy arrays. modified: names of inputs that the call changed. seconds: of the call. exhausted: whether
+    memory ran out.
     """
 
     outputs: tuple[AnyArray, ...] = ()
     seconds: float = 0.0
     problem: tuple[Verdict, str] | None = None
     modified: tuple[str, ...] = ()
-    repeat_differs: str | None = None
-    batch_differs: str | None = None
     exhausted: bool = False
 
 
@@ -143,20 +134,34 @@ def inspect_module(place: str) -> Loaded:
     return Loaded(declarations=tuple(found), devices=devices, seconds=time.perf_counter() - start)
 
 
-def run_case(target: Target, case: Case, *, twice: bool = False, halved: bool = False) -> Outcome:
-    """Call the kernel on a case's inputs; twice: once more on the same, halved: once more on half of the tokens."""
+def run_case(target: Target, case: Case) -> Outcome:
+    """Call the kernel on a case's inputs."""
+    (outcome,) = _run(target, lambda: [Call(case=case, inputs=shared_inputs(case, _store))])
+    return outcome
+
+
+def run_relation(target: Target, case: Case, name: str) -> list[Outcome]:
+    """The further calls of a relation on a case, in order; after one that has a problem no other is made."""
+    return _run(target, lambda: relations()[name].trial(case, shared_inputs(case, _store)).calls)
+
+
+def _run(target: Target, calls: Callable[[], Sequence[Call]]) -> list[Outcome]:
+    """The outcome of each call up to the first that has a problem."""
     try:
         function, declaration = _loaded(target)
     except BaseException as error:
-        return Outcome(problem=(Verdict.ERROR, f"Importing it fails: {_sentence(error, target.place)}"))
-    inputs = shared_inputs(case, _store)
+        return [Outcome(problem=(Verdict.ERROR, f"Importing it fails: {_sentence(error, target.place)}"))]
+    outcomes: list[Outcome] = []
+    for call in calls():
+        outcomes.append(_attempt(function, declaration, call, target))
+        if outcomes[-1].problem is not None:
+            break
+    return outcomes
+
+
+def _attempt(function: Callable[..., Any], declaration: Declaration, call: Call, target: Target) -> Outcome:
     try:
-        outcome = _call(function, declaration, case, inputs)
-        if twice and outcome.problem is None:
-            outcome = _compared(outcome, _call(function, declaration, case, shared_inputs(case, _store)))
-        if halved and outcome.problem is None:
-            outcome = _halved(function, declaration, case, outcome)
-        return outcome
+        return _call(function, declaration, call.case, call.inputs)
     except Unsupported as error:
         return Outcome(problem=(Verdict.SKIP, str(error)))
     except BaseException as error:
@@ -212,37 +217,6 @@ def _is_out(result: Any, out: Any) -> bool:
         return result is out or to_numpy(result).tobytes() == to_numpy(out).tobytes()
     except (TypeError, NotImplementedError):
         return False
-
-
-def _compared(first: Outcome, second: Outcome) -> Outcome:
-    return replace(
-        first,
-        problem=second.problem,
-        modified=first.modified or second.modified,
-        repeat_differs=_differing(first.outputs, second.outputs),
-    )
-
-
-def _halved(function: Callable[..., Any], declaration: Declaration, case: Case, whole: Outcome) -> Outcome:
-    """`whole` with what changed in the first half of its rows when they are computed alone."""
-    names = ROWS.get(case.op, ())
-    if not names or case.num_tokens < 2:
-        return whole
-    inputs = shared_inputs(case, _store)
-    count = len(inputs[names[0]]) // 2
-    half = replace(case, num_tokens=case.num_tokens // 2)
-    try:
-        alone = _call(function, declaration, half, {**inputs, **{name: inputs[name][:count] for name in names}})
-    except Unsupported:  # it takes no such number of tokens
-        return whole
-    differs = _differing(tuple(np.atleast_1d(output)[:count] for output in whole.outputs), alone.outputs)
-    return replace(whole, problem=alone.problem, batch_differs=differs)
-
-
-def _differing(first: tuple[AnyArray, ...], second: tuple[AnyArray, ...]) -> str | None:
-    """The first of two calls' outputs whose bits differ."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((f"output {i}" for i, (a, b) in pairs if a.tobytes() != b.tobytes()), None)
 
 
 def _ready(result: Any, backend: str) -> Any:
