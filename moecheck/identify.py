@@ -1,0 +1,136 @@
+"""Finds the contract of a kernel: the rounding points with which the reference reproduces its outputs bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .cases import Case
+from .formats import AnyArray
+from .identify_candidates import VALUE_OPS
+from .identify_floor import below_floor, judge_numerics
+from .identify_result import Identified, declaration_sentence, stored
+from .identify_search import Search, pool_of
+from .kernel import Declaration
+from .ops import OPS
+from .oracle import Oracle
+from .runner.plan import lacking
+from .spec import ExpertSpec, MoESpec, RoutingSpec
+
+__all__ = [
+    "Identified",
+    "below_floor",
+    "declaration_sentence",
+    "identification_cases",
+    "identify",
+    "is_known",
+    "judge_numerics",
+]
+
+BIASED = ExpertSpec(w13_bias=True, w2_bias=True)
+FIRST_DTYPES = ("bf16", "fp16", "fp32")
+
+# A kernel's accumulation is not ours: blocks, split sums and tensor cores leave more or fewer flips than the simulated
+# kernel has. Measured over the built-in kernels (reports/contracts/cpu.txt) their share of other bits is below the
+# simulated one; a store too many or too few changes 0.1 or more of the outputs, a routing weight off by 1.002 0.3.
+FLIPS, SLACK = 3.0, 0.02
+
+
+def identification_cases(declaration: Declaration) -> tuple[Case, ...]:
+    """Two to four small cases that a kernel can take and whose outputs tell contracts apart; () for other ops.
+
+    One case for each format, a second one where there is only one; top_k of at least 3 unless the specs say otherwise,
+    so that slot order differs from expert order; and one with biases where the kernel takes them.
+    """
+    if declaration.op not in VALUE_OPS:
+        return ()
+    dtypes = [dtype for dtype in FIRST_DTYPES if dtype in declaration.dtypes]
+    specs = declaration.specs or _specs(declaration)
+    drawn = [(spec, dtype, 0) for spec in specs[:1] for dtype in dtypes]
+    if len(drawn) == 1:
+        drawn.append((specs[0], dtypes[0], 1))
+    drawn += [(spec, dtypes[0], 0) for spec in specs[1:2]]
+    cases = [_case(declaration.op, spec, dtype, seed) for spec, dtype, seed in drawn]
+    return tuple(case for case in cases if lacking(declaration, case) is None)
+
+
+def identify(observations: Sequence[tuple[Case, AnyArray]], oracle: Oracle) -> Identified:
+    """The contract whose reference agrees best with a kernel's outputs, averaged over the cases.
+
+    observations: cases of one value op, each with the kernel's output as it was stored. The search is over rounding
+    points only, never over factors, indices or functions: what a contract cannot explain stays unexplained.
+    """
+    if not observations:
+        raise ValueError("A contract is identified from one output at least.")
+    cases = tuple(case for case, _ in observations)
+    pool = pool_of(cases, oracle)
+    search = Search(pool, [out for _, out in observations])
+    plainest, *others = search.equivalent(search.best())
+    compared = {other: search.compare(other, plainest) for other in search.rivals(plainest)}
+    runner_up = max(compared, key=lambda c: (compared[c].first, -stored(c)), default=None)
+    agreement, expected = search.agreement(plainest), pool.expected(plainest)
+    known = is_known(agreement, expected)
+    return Identified(
+        numerics=plainest,
+        agreement=agreement,
+        expected=expected,
+        runner_up=runner_up,
+        runner_up_agreement=0.0 if runner_up is None else compared[runner_up].first,
+        equivalent=tuple(others),
+        stores=pool.stores,
+        elements=search.elements,
+        known=known,
+        dtypes=pool.dtypes,
+        by_case=() if known else _by_case(observations, oracle),
+        compare=search.compare,
+        discordant=search.discordant,
+    )
+
+
+def is_known(agreement: float, expected: float) -> bool:
+    """Whether a contract explains the outputs: agreement is what a simulated kernel with fp32 accumulation reaches.
+
+    The simulated kernel has the contract's stores and the references' model of fp32 sums. Each of its bits that differs
+    is a flip: a value so near to a rounding boundary that accumulation carries it across.
+    """
+    return agreement >= 1.0 - FLIPS * (1.0 - expected) - SLACK
+
+
+def _by_case(observations: Sequence[tuple[Case, AnyArray]], oracle: Oracle) -> tuple[tuple[str, Identified], ...]:
+    """The contract of each case, where each has one of its own; () where any is unknown or there is one case only."""
+    if len(observations) == 1:
+        return ()
+    found = [(case.id, identify([(case, out)], oracle)) for case, out in observations]
+    return tuple(found) if all(identified.known for _, identified in found) else ()
+
+
+def _specs(declaration: Declaration) -> tuple[MoESpec, ...]:
+    """Plain semantics, then those with biases; more slots than two wherever the kernel leaves the choice."""
+    if declaration.op == "moe_layer" and "spec" not in declaration.arguments:
+        return (MoESpec(),)
+    routing = RoutingSpec(top_k=4, renormalize=True)
+    biases = {"w13_bias", "w2_bias", "bias"} & {arg.name for arg in OPS[declaration.op].args}
+    if "spec" in declaration.arguments and biases and biases <= set(declaration.arguments):
+        return MoESpec(routing=routing), MoESpec(routing=routing, experts=BIASED)
+    if declaration.op == "grouped_gemm" and "bias" in declaration.arguments:
+        return MoESpec(routing=routing), MoESpec(routing=routing, experts=BIASED)
+    return (MoESpec(routing=routing),)
+
+
+def _case(op: str, spec: MoESpec, dtype: str, seed: int) -> Case:
+    """A case of ordinary values; a layer's logits lie so far apart that every kernel chooses the same experts."""
+    groups = spec.routing.num_expert_groups
+    experts = groups * max(2, -(-spec.routing.top_k // spec.routing.topk_groups), -(-8 // groups))
+    return Case(
+        op=op,
+        spec=spec,
+        num_tokens=16,
+        num_experts=experts,
+        hidden_size=192,
+        intermediate_size=128,
+        shared_intermediate_size=0 if spec.shared_experts == "none" else 128,
+        dtype=dtype,
+        load="gapped" if op == "moe_layer" else "random",
+        seed=seed,
+        name="contract",
+        reason="small, with three slots or more: which rounding points explain the output's bits",
+    )

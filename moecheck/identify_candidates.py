@@ -1,0 +1,116 @@
+"""The contracts that identification tries: which stores an op has, and the formats that each may have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import lru_cache
+from itertools import product
+
+from .cases import Case
+from .formats import FORMATS
+from .numerics import INPUT, STORES, Numerics
+from .spec import MoESpec
+
+EXPERT_OPS = frozenset({"fused_experts", "moe_layer"})
+ACTIVATION_OPS = EXPERT_OPS | {"act_and_mul"}
+SUM_OPS = EXPERT_OPS | {"unpermute"}
+VALUE_OPS = ACTIVATION_OPS | SUM_OPS | {"grouped_gemm"}
+
+# Store -> whether it can change what a case's op computes. A store that can not is left out of the search; so is
+# act_times_up of act_and_mul, whose result is stored at `out` anyway.
+_MATTERS: dict[str, Callable[[str, MoESpec], bool]] = {
+    "topk_weights": lambda op, spec: op in SUM_OPS,
+    "before_bias": lambda op, spec: _has_bias(op, spec),
+    "gate_up": lambda op, spec: op in EXPERT_OPS,
+    "sigmoid": lambda op, spec: op in ACTIVATION_OPS and spec.experts.activation == "silu",
+    "act": lambda op, spec: op in ACTIVATION_OPS and (spec.experts.gated or _gated_shared(op, spec)),
+    "up": lambda op, spec: op in ACTIVATION_OPS and spec.experts.gated and spec.experts.swiglu_beta != 0.0,
+    "act_times_up": lambda op, spec: op in EXPERT_OPS,
+    "per_expert": lambda op, spec: op in EXPERT_OPS,
+    "weighted": lambda op, spec: op in SUM_OPS,
+    "combine": lambda op, spec: op in SUM_OPS and spec.routing.top_k > 1,
+}
+TOGETHER = ("before_bias", "sigmoid", "up")
+_COMBINES = (("fp32", "tree"), (INPUT, "slot"), (INPUT, "expert"))
+
+
+def stores_of(case: Case) -> tuple[str, ...]:
+    """The stores that can change the case's output, in the order of the data flow."""
+    return tuple(name for name in STORES if name in _MATTERS and _MATTERS[name](case.op, case.spec))
+
+
+def stores_of_all(cases: Iterable[Case]) -> tuple[str, ...]:
+    """The stores that can change the output of any of the cases, in the order of the data flow."""
+    found = {name for case in cases for name in stores_of(case)}
+    return tuple(name for name in STORES if name in found)
+
+
+def contracts(cases: Iterable[Case]) -> list[Numerics]:
+    """Every contract whose stores are fp32 or the input's format, combined as a tree or low in slot or expert order.
+
+    The stores of TOGETHER are all kept or all low here, and a sigmoid stored on its own is tried only where alpha is
+    not 1 (without it, silu is one function everywhere); `neighbours` changes each of them.
+    """
+    cases = list(cases)
+    names = [name for name in stores_of_all(cases) if name != "combine"]
+    together = [name for name in names if name in TOGETHER]
+    if all(case.spec.experts.swiglu_alpha == 1.0 for case in cases):
+        together = [name for name in together if name != "sigmoid"]
+    # Late stores vary fastest, so that contracts which agree up to a stage follow each other.
+    apart = [(name,) for name in names if name not in (*TOGETHER, "topk_weights", "weighted")]
+    late = [(name,) for name in ("topk_weights", "weighted") if name in names]
+    axes = [*([tuple(together)] if together else []), *apart, *late]
+    sums = any("combine" in stores_of(case) for case in cases)
+    found = []
+    for formats in product(("fp32", INPUT), repeat=len(axes)):
+        stores = {name: fmt for axis, fmt in zip(axes, formats, strict=True) for name in axis}
+        for combine, order in _COMBINES if sums else _COMBINES[:1]:
+            found.append(_numerics({**stores, "combine": combine, "combine_order": order}))
+    return found
+
+
+def neighbours(numerics: Numerics, names: Iterable[str]) -> list[Numerics]:
+    """Contracts that differ from `numerics` in one of the stores `names`, in any format, or in how they combine."""
+    found = []
+    for name in names:
+        if name == "combine":
+            low = [(fmt, order) for fmt in (INPUT, "fp16", "bf16") for order in ("slot", "expert")]
+            found += [_changed(numerics, combine=fmt, combine_order=order) for fmt, order in [("fp32", "tree"), *low]]
+        else:
+            found += [_changed(numerics, **{name: fmt}) for fmt in (INPUT, *FORMATS)]
+    return [other for other in dict.fromkeys(found) if other != numerics]
+
+
+def narrowed(numerics: Numerics, fmt: str) -> Numerics:
+    """The contract with every store of the input's format, but the output's, in a format of its own."""
+    names = [name for name in STORES if name != "out" and getattr(numerics, name) == INPUT]
+    return _changed(numerics, **dict.fromkeys(names, fmt))
+
+
+@lru_cache(maxsize=1 << 14)
+def resolved(numerics: Numerics, case: Case) -> Numerics:
+    """What the contract means for a case: formats instead of `input`, and fp32 wherever a store cannot matter."""
+    absent = {name: "fp32" for name in STORES if name != "out" and name not in stores_of(case)}
+    plain = _changed(numerics, **absent, accumulate="fp32-rn").resolve(case.dtype)
+    if plain.combine == "fp32" or plain.combine_order == "tree":
+        return _changed(plain, combine="fp32", combine_order="tree")
+    return plain
+
+
+def _has_bias(op: str, spec: MoESpec) -> bool:
+    if op == "grouped_gemm":
+        return spec.experts.w13_bias
+    return op in EXPERT_OPS and (spec.experts.w13_bias or spec.experts.w2_bias)
+
+
+def _gated_shared(op: str, spec: MoESpec) -> bool:
+    return op == "moe_layer" and spec.shared_experts == "gated"
+
+
+def _numerics(values: dict[str, str]) -> Numerics:
+    return Numerics(**values)  # type: ignore[arg-type]  # names and formats of the tables above
+
+
+def _changed(numerics: Numerics, **values: str) -> Numerics:
+    return replace(numerics, **values)  # type: ignore[arg-type]  # as above
