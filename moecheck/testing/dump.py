@@ -115,8 +115,9 @@ def _op(wanted: str | None, record: Mapping[str, Any], file: TensorFile) -> str:
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
-        raise UsageError(f"its tensors fit {' and '.join(fitting)}; say which one with --op.")
-    nearest = min(OPS, key=lambda name: len(_missing(name, file.entries)))
+        raise UsageError(f"its tensors fit {', '.join(fitting[:-1])} and {fitting[-1]}; say which one with --op.")
+    # Of those that lack least, the one that uses most of what is there.
+    nearest = min(OPS, key=lambda name: (len(_missing(name, file.entries)), -len(required(name))))
     lacking = ", ".join(_missing(nearest, file.entries))
     raise UsageError(f"its tensors fit no op; {nearest}, the nearest, also needs {lacking}. Say which one with --op.")
 

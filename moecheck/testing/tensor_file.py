@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -70,8 +71,8 @@ def open_tensors(path: Path) -> TensorFile:
     except FileNotFoundError as error:
         raise UsageError("there is no such file.") from error
     except OSError as error:
-        reason = "it is a folder" if path.is_dir() else error.strerror or str(error)
-        raise UsageError(f"it cannot be read: {reason}.") from error
+        reason = "it is a folder" if path.is_dir() else f"it cannot be read: {error.strerror or error}"
+        raise UsageError(f"{reason}.") from error
     entries.pop("__metadata__", None)
     return TensorFile(metadata=metadata, data=data.view(np.ndarray), entries=entries)
 
@@ -89,5 +90,6 @@ def save_tensors(path: Path, tensors: Mapping[str, AnyArray], metadata: dict[str
         save_file(dense, unfinished, metadata=metadata)
         unfinished.replace(path)
     except (OSError, SafetensorError) as error:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
         raise UsageError(f"Cannot write {path}: {error}.") from error
