@@ -25,6 +25,7 @@ STRATA = {
     "positive": "all-positive operands: an accumulator that truncates or is too narrow drifts",
     "cancelling": "outputs small against the terms that they are summed from",
     "outlier": "a few hidden channels 50 times larger, as trained models have them, and a few tokens 64 times",
+    "one_hot": "one-hot tokens and identity matrices: the output is the activation, read value by value",
     "zero_rows": "tokens that are entirely zero among others that are not",
 }
 # Which experts the tokens go to (ops that take topk_ids).

@@ -97,6 +97,41 @@ _ACTIVATIONS: list[Row] = [
     ),
     ("relu2", "Nemotron: squared relu without a gate", {"spec": _experts(ExpertSpec(activation="relu2", gated=False))}),
 ]
+# Twice as many gates as there are finite numbers, with ups of 1 and then of powers of two; see moecheck.probes.
+_EVERY_BF16: dict[str, object] = {"stratum": "one_hot", "num_tokens": 510, "intermediate_size": 256}
+_EVERY_FP16: dict[str, object] = {"stratum": "one_hot", "num_tokens": 496, "intermediate_size": 256, "dtype": "fp16"}
+_PROBES: list[Row] = [
+    ("every-gate-bf16", "silu at all finite numbers of bf16", _EVERY_BF16),
+    ("every-gate-fp16", "silu at all finite numbers of fp16", _EVERY_FP16),
+    ("every-gate-fp32", "silu in fp32 at all finite numbers of bf16", {**_EVERY_BF16, "dtype": "fp32"}),
+    ("every-gate-gelu", "gelu by the error function", {**_EVERY_BF16, "spec": _experts(ExpertSpec(activation="gelu"))}),
+    (
+        "every-gate-gelu-tanh",
+        "gelu by the tanh formula",
+        {**_EVERY_BF16, "spec": _experts(ExpertSpec(activation="gelu_tanh"))},
+    ),
+    ("every-gate-swigluoai", "alpha, limits and + 1 at every gate", {**_EVERY_FP16, "spec": _experts(SWIGLUOAI, 4)}),
+]
+_EXPERT_PROBE: dict[str, object] = {
+    "stratum": "one_hot",
+    "num_tokens": 128,
+    "hidden_size": 128,
+    "intermediate_size": 128,
+}
+_EXPERT_PROBES: list[Row] = [
+    ("activation-bf16", "the activation inside an expert, value by value", _EXPERT_PROBE),
+    ("activation-fp32", "as before, where no store hides a digit", {**_EXPERT_PROBE, "dtype": "fp32"}),
+    (
+        "activation-gelu",
+        "gelu by the error function, not by tanh",
+        {**_EXPERT_PROBE, "dtype": "fp32", "spec": _experts(ExpertSpec(activation="gelu"))},
+    ),
+    (
+        "activation-gelu-tanh",
+        "gelu by tanh, not by the error function",
+        {**_EXPERT_PROBE, "spec": _experts(ExpertSpec(activation="gelu_tanh"))},
+    ),
+]
 _ROUTING: list[Row] = [
     ("ties", "exact ties make several choices right", {"load": "ties", "num_experts": 64}),
     ("near-ties", "neighbouring logits differ by one ulp", {"load": "near_ties", "num_experts": 64, "dtype": "fp32"}),
@@ -283,6 +318,7 @@ BY_OP: dict[str, list[Row]] = {
     ],
     "act_and_mul": [
         *_ACTIVATIONS,
+        *_PROBES,
         ("large-values", "exp overflows and a product exceeds fp16", {"stratum": "outlier", "dtype": "fp32"}),
         ("large-values-bf16", "a product exceeds fp16 inside bf16", {"stratum": "outlier"}),
     ],
@@ -292,6 +328,7 @@ BY_OP: dict[str, list[Row]] = {
         *_LARGE,
         *_VALUES,
         *_ACTIVATIONS,
+        *_EXPERT_PROBES,
         ("biases", "the second bias is weighted too", {"spec": _experts(ExpertSpec(w13_bias=True, w2_bias=True))}),
         (
             "weight-on-input",

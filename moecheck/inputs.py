@@ -13,6 +13,7 @@ from .cases import Case
 from .errors import CaseError
 from .formats import AnyArray, store
 from .ops import OPS
+from .probes import gates_and_ups
 from .routing_inputs import correction_bias, router_logits, topk_ids, topk_weights
 from .weights import ExpertWeights, hidden_states, pre_activation
 
@@ -106,11 +107,24 @@ def _grouped_gemm(case: Case) -> dict[str, Any]:
 
 
 def _act_and_mul(case: Case) -> dict[str, Any]:
+    if case.stratum == "one_hot":
+        return {"x": _layout(case, _probes(case))}
     width = case.intermediate_size * (2 if case.spec.experts.gated else 1)
     x = _rows(case, "x", case.num_tokens, width, pre_activation(case.spec.experts))
     if case.stratum == "outlier" and case.dtype != "fp16":  # exp(-g) overflows in fp32, g u exceeds what fp16 holds
         x[draw.integers((case.key, "outlier"), x.shape, below=32) == 0] *= x.dtype.type(128)
     return {"x": _layout(case, x)}
+
+
+def _probes(case: Case) -> AnyArray:
+    """[R, 2I] or [R, I]: all finite numbers of the format as gates, each beside a power of two."""
+    shape = (case.num_tokens, case.intermediate_size)
+    gates, ups = (part.reshape(shape) for part in gates_and_ups(shape[0] * shape[1], case.dtype))
+    if not case.spec.experts.gated:
+        return store(gates, case.dtype)
+    if case.spec.experts.gate_up_layout == "interleaved":
+        return store(np.stack([gates, ups], axis=2).reshape(shape[0], -1), case.dtype)
+    return store(np.concatenate([gates, ups], axis=1), case.dtype)
 
 
 def _fused_experts(case: Case) -> dict[str, Any]:

@@ -51,6 +51,8 @@ def topk_ids(case: Case) -> npt.NDArray[np.int32]:
         likelihood = np.exp2(-8.0 * np.arange(E) / E)
         order = np.argsort(-np.log(draw.uniforms((case.key, "skew"), (T, E))) / likelihood, axis=1, kind="stable")
     ids = order[:, :top_k].astype(np.int32)
+    if case.stratum == "one_hot" and case.load == "random":  # in turn, so that every probe has its token
+        ids = ((np.arange(T)[:, None] + np.arange(top_k)) % E).astype(np.int32)
     if case.load == "one_expert":
         first = int(draw.integers((case.key, "expert"), (1,), below=E)[0])
         ids = np.tile(((first + np.arange(top_k)) % E).astype(np.int32), (T, 1))
@@ -64,6 +66,7 @@ def topk_ids(case: Case) -> npt.NDArray[np.int32]:
 
 def topk_weights(case: Case) -> npt.NDArray[np.float32]:
     """[T, top_k] float32: distinct, of a different sum for each token; powers of two when `integer`.
+    1 and then 0 when `one_hot`.
 
     The sums lie about the routed scaling factor, between half and one and a half of it, so that a kernel which
     normalises them again is seen, with one expert per token too. Where a token has several slots, one in eight is 0.
@@ -72,6 +75,8 @@ def topk_weights(case: Case) -> npt.NDArray[np.float32]:
     if case.stratum == "integer":
         exponents = draw.integers((case.key, "topk_weights"), (T, top_k), below=3) - 1
         return np.exp2(exponents).astype(np.float32)
+    if case.stratum == "one_hot":  # the first slot alone is the output
+        return np.tile((np.arange(top_k) == 0).astype(np.float32), (T, 1))
     shares = 0.25 + draw.uniforms((case.key, "topk_weights"), (T, top_k))
     if top_k > 1:
         shares[draw.integers((case.key, "zero_weights"), (T, top_k), below=8) == 0] = 0.0

@@ -8,12 +8,14 @@ from . import draw
 from .cases import Case
 from .errors import CaseError
 from .formats import AnyArray, Float64, store, to_float64
+from .probes import gates_of_expert
 from .routing_inputs import weight_norm
 from .spec import ExpertSpec
 
 OUTLIER_FACTOR = 50.0
 LARGE_TOKEN = 64.0
 GATE = 64.0  # silu(64) = gelu(64) = 64 in every format up to fp32
+MOST_ONES = 4  # ones in a token of an integer case: gates are 64 of them, exact up to fp32
 UP_SHARE = 0.5  # size of up against gate where all values are positive; exact in every format
 CANCELLING = 8.0  # the terms of an output are this much larger than the output
 
@@ -21,9 +23,15 @@ CANCELLING = 8.0  # the terms of an output are this much larger than the output
 def hidden_states(case: Case) -> AnyArray:
     """[T, H] in the case's dtype."""
     T, H = case.num_tokens, case.hidden_size
-    if case.stratum == "integer":  # one 1 per token; together the tokens visit all of H
+    if case.stratum == "integer":  # a few ones per token; together the tokens visit all of H, far apart
         x = np.zeros((T, H))
-        x[np.arange(T), (np.arange(T) * 2654435761) % H] = 1.0
+        ones = _ones_per_token(T, H)
+        visits = np.arange(T * ones).reshape(T, ones)
+        np.put_along_axis(x, visits * 2654435761 % H, 1.0, axis=1)
+        return store(x, case.dtype)
+    if case.stratum == "one_hot":  # each round over the experts reads another column of their gates
+        x = np.zeros((T, H))
+        x[np.arange(T), (np.arange(T) // case.num_experts) % H] = 1.0
         return store(x, case.dtype)
     table = draw.normal_table_float64(1.0, case.dtype)
     x = draw.look_up(draw.philox(case.key, "hidden_states"), table, (T, H))
@@ -36,6 +44,12 @@ def hidden_states(case: Case) -> AnyArray:
     if case.stratum == "zero_rows":
         x[::3] = 0.0
     return store(x, case.dtype)
+
+
+def _ones_per_token(num_tokens: int, hidden_size: int) -> int:
+    """1, 2 or 4: as many as visit every column, if 4 are enough; outputs of more would not fit into 8 bits."""
+    wanted = -(-hidden_size // max(num_tokens, 1))
+    return next((ones for ones in (1, 2, 4) if ones >= min(wanted, hidden_size)), MOST_ONES)
 
 
 def outlier_channels(case: Case) -> list[int]:
@@ -69,6 +83,8 @@ class ExpertWeights:
         self._scale2 = _power_of_two_near(_second_scale(case, case.intermediate_size) / weight_norm(case))
 
     def w13(self, e: int) -> AnyArray:
+        if self._case.stratum == "one_hot":
+            return self._probe(e)
         return self._first(f"w13/{e}", self._case.intermediate_size)
 
     def w2(self, e: int) -> AnyArray:
@@ -118,12 +134,21 @@ class ExpertWeights:
             return self._rows_in_layout(drawn)
         return drawn
 
+    def _probe(self, e: int) -> AnyArray:
+        """Gates that a one-hot token reads as they are, and ups of 1."""
+        case = self._case
+        gate = gates_of_expert(e, case.num_experts, case.hidden_size, case.intermediate_size, case.dtype)
+        rows = [gate, np.ones(gate.shape)] if self._spec.gated else [gate]
+        return self._rows_in_layout(store(np.concatenate(rows), case.dtype))
+
     def _second(self, name: str, width: int, scale: float) -> AnyArray:
         shape = (self._case.hidden_size, width)
         if self._case.stratum == "integer":  # at most about 8 terms of +-1 (64 / 64) per output
             kept = draw.integers((self._case.key, name, "kept"), shape, below=max(1, width // 8)) == 0
             sign = draw.integers((self._case.key, name), shape, below=2) * 2.0 - 1.0
             return store(np.where(kept, sign / GATE, 0.0), self._case.dtype)
+        if self._case.stratum == "one_hot":
+            return store(np.eye(*shape), self._case.dtype)
         drawn = self._draw(name, shape, scale * (CANCELLING if self._case.stratum == "cancelling" else 1.0))
         if self._case.stratum == "cancelling" and width >= 2:
             half = width // 2

@@ -85,7 +85,9 @@ def activation_estimate(g: Estimate, spec: ExpertSpec, *, sigmoid_format: str = 
     argument = g if spec.swiglu_alpha == 1.0 else stored(g.scaled(spec.swiglu_alpha), sigmoid_format)
     s = sigmoid(argument.value)
     gate = argument.scaled(s * (1.0 - s))
-    gate = gate._replace(value=s, dense=gate.dense + np.square(_FUNCTION_ULPS * ulp(s, "fp32")))
+    # As above: a sigmoid below the smallest normal number may come out as 0.
+    evaluation = np.square(_FUNCTION_ULPS * ulp(s, "fp32")) + np.square(_SMALLEST_NORMAL)
+    gate = gate._replace(value=s, dense=gate.dense + evaluation)
     return product(g, stored(gate, sigmoid_format))
 
 

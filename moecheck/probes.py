@@ -1,0 +1,63 @@
+"""Values at which activations are read one by one: all finite numbers of a format, or those of a range of it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import ml_dtypes
+import numpy as np
+
+from .formats import AnyArray, Float64, to_float64
+
+# Inside an expert the activation is multiplied by zeros, so it and its square must be finite in every store.
+LARGEST = {"fp32": 2.0**15, "bf16": 2.0**15, "fp16": 2.0**7}
+# Below it silu is so near to 0 that the model of the second GEMM, whose variances of a row share a scale, cannot tell.
+LOWEST = -16.0
+SMALLEST = {"fp32": 2.0**-30, "bf16": 2.0**-30, "fp16": 2.0**-14}
+EXPONENTS = 5  # ups of the second pass over the gates are powers of two up to 2^4, of either sign
+_STRIDE = 25_931  # prime, about 0.4 of the number of values: any run of probes is spread over the range
+
+
+@lru_cache(maxsize=8)
+def every_value(dtype: str) -> Float64:
+    """All finite numbers of bf16 or fp16, as float64; those of bf16 for fp32. In an order that spreads any run."""
+    storage: type[np.generic] = np.float16 if dtype == "fp16" else ml_dtypes.bfloat16
+    bits: AnyArray = np.arange(1 << 16, dtype=np.uint16)
+    values = to_float64(bits.view(storage))
+    return _spread(values[np.isfinite(values)])
+
+
+@lru_cache(maxsize=8)
+def moderate_values(dtype: str) -> Float64:
+    """The numbers of `every_value` from LOWEST on, between SMALLEST and LARGEST in size, and 0."""
+    values = every_value(dtype)
+    size = np.abs(values)
+    inside = (values >= LOWEST) & (size >= SMALLEST[dtype]) & (size <= LARGEST[dtype])
+    return values[inside | (values == 0)]
+
+
+def gates_and_ups(count: int, dtype: str) -> tuple[Float64, Float64]:
+    """Two arrays [count]: every value as a gate with an up of 1, then again with powers of two of either sign.
+
+    These make a large gate's product smaller and a small one's larger, so that none leaves the format's range.
+    """
+    values = every_value(dtype)
+    n = np.arange(count)
+    gates = values[n % len(values)]
+    exponents = np.where(np.abs(gates) > 1.0, -1, 1) * (n % EXPONENTS)
+    ups = np.where(n < len(values), 1.0, np.exp2(exponents) * np.where(n % 2, -1.0, 1.0))
+    return gates, ups
+
+
+def gates_of_expert(expert: int, num_experts: int, hidden_size: int, width: int, dtype: str) -> Float64:
+    """[width, hidden_size]: column c holds what token c * num_experts + expert reads, if it is one-hot at c.
+
+    Token t reads the probes t * width to (t + 1) * width - 1.
+    """
+    values = moderate_values(dtype)
+    token = expert + num_experts * np.arange(hidden_size)
+    return values[(token[None, :] * width + np.arange(width)[:, None]) % len(values)]
+
+
+def _spread(values: Float64) -> Float64:
+    return values[np.arange(len(values)) * _STRIDE % len(values)]
