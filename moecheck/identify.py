@@ -30,9 +30,10 @@ BIASED = ExpertSpec(w13_bias=True, w2_bias=True)
 FIRST_DTYPES = ("bf16", "fp16", "fp32")
 
 # A kernel's accumulation is not ours: blocks, split sums and tensor cores leave more or fewer flips than the simulated
-# kernel has. Measured over the built-in kernels (reports/contracts/cpu.txt) their share of other bits is below the
-# simulated one; a store too many or too few changes 0.1 or more of the outputs, a routing weight off by 1.002 0.3.
-FLIPS, SLACK = 3.0, 0.02
+# kernel has. Measured over the built-in kernels (reports/contracts/cpu.txt) their share of other bits is at most 1.2
+# times the simulated one; a store too many or too few changes 0.1 or more of the outputs, routing weights off by 1.002
+# 0.3. One flip before the second GEMM changes about a tenth of its token's row, which counts where there are few rows.
+FLIPS, SLACK, ROW_SLACK = 3.0, 0.02, 0.2
 
 
 def identification_cases(declaration: Declaration) -> tuple[Case, ...]:
@@ -68,7 +69,7 @@ def identify(observations: Sequence[tuple[Case, AnyArray]], oracle: Oracle) -> I
     compared = {other: search.compare(other, plainest) for other in search.rivals(plainest)}
     runner_up = max(compared, key=lambda c: (compared[c].first, -stored(c)), default=None)
     agreement, expected = search.agreement(plainest), pool.expected(plainest)
-    known = is_known(agreement, expected)
+    known = is_known(agreement, expected, rows=sum(len(out) for _, out in observations))
     return Identified(
         numerics=plainest,
         agreement=agreement,
@@ -86,13 +87,13 @@ def identify(observations: Sequence[tuple[Case, AnyArray]], oracle: Oracle) -> I
     )
 
 
-def is_known(agreement: float, expected: float) -> bool:
+def is_known(agreement: float, expected: float, *, rows: int) -> bool:
     """Whether a contract explains the outputs: agreement is what a simulated kernel with fp32 accumulation reaches.
 
     The simulated kernel has the contract's stores and the references' model of fp32 sums. Each of its bits that differs
-    is a flip: a value so near to a rounding boundary that accumulation carries it across.
+    is a flip: a value so near to a rounding boundary that accumulation carries it across. rows: of all outputs.
     """
-    return agreement >= 1.0 - FLIPS * (1.0 - expected) - SLACK
+    return agreement >= 1.0 - FLIPS * (1.0 - expected) - SLACK - ROW_SLACK / rows
 
 
 def _by_case(observations: Sequence[tuple[Case, AnyArray]], oracle: Oracle) -> tuple[tuple[str, Identified], ...]:

@@ -86,14 +86,17 @@ def _forbidden(declared: Numerics | None, found: Identified, require: Mapping[st
     """What `require` has against the declared or the found contract; None where it is met."""
     for name, wanted in require.items():
         if declared is not None and _narrower(_formats_of(declared, name, found.dtypes), wanted):
-            return Verdict.FAIL, f"{name}={wanted} is required, the kernel declares {name}={getattr(declared, name)}."
+            return (
+                Verdict.FAIL,
+                f"the run requires {name}={wanted}, the kernel declares {name}={getattr(declared, name)}.",
+            )
         if name not in found.stores:
             continue
         if not found.known:
-            return Verdict.INCONCLUSIVE, f"{name}={wanted} is required, which could not be shown: {found.words()}"
+            return Verdict.INCONCLUSIVE, f"the run requires {name}={wanted}, which could not be shown: {found.words()}"
         alike = (found.numerics, *found.equivalent)
         if all(_narrower(_formats_of(numerics, name, found.dtypes), wanted) for numerics in alike):
-            return Verdict.FAIL, f"{name}={wanted} is required, the kernel does otherwise: {found.words()}"
+            return Verdict.FAIL, f"the run requires {name}={wanted}, the kernel does otherwise: {found.words()}"
     return None
 
 

@@ -18,6 +18,7 @@ from .oracle import Oracle
 
 KEPT_POOLS = 16
 STEPS = 12  # of the search beyond the pool; each adds a store in a format of its own
+ENOUGH = 0.8  # agreement beyond which no other start is tried
 GAIN = 0.01  # in merit, for a step to be taken
 
 
@@ -59,8 +60,20 @@ class Search:
         self.elements = sum(scores.size for scores in self._scores)
 
     def best(self) -> Numerics:
-        """The best contract of the pool, or one near it with formats of its own (bf16 for fp32 inputs)."""
-        best = max(self._pool.contracts, key=self._merit)
+        """The best contract of the pool, or one near it with formats of its own (bf16 for fp32 inputs).
+
+        Where that explains little, every contract of the pool is tried with its stores in bf16 and in fp16.
+        """
+        best = self._climb(self._pool.contracts)
+        if self.agreement(best) >= ENOUGH:
+            return best
+        narrow = [narrowed(other, fmt) for fmt in ("bf16", "fp16") for other in self._pool.contracts]
+        return max(best, self._climb(narrow), key=self._merit)
+
+    def _climb(self, starts: Sequence[Numerics]) -> Numerics:
+        """From the best of some contracts to better neighbours, as long as there are any."""
+        self.tried |= dict.fromkeys(starts)
+        best = max(starts, key=self._merit)
         candidates = [narrowed(best, fmt) for fmt in ("bf16", "fp16")]
         for _ in range(STEPS):
             candidates += neighbours(best, self._pool.stores)
