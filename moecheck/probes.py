@@ -33,7 +33,8 @@ def moderate_values(dtype: str) -> Float64:
     values = every_value(dtype)
     size = np.abs(values)
     inside = (values >= LOWEST) & (size >= SMALLEST[dtype]) & (size <= LARGEST[dtype])
-    return values[inside | (values == 0)]
+    kept: Float64 = values[inside | (values == 0)]
+    return kept
 
 
 def gates_and_ups(count: int, dtype: str) -> tuple[Float64, Float64]:
@@ -56,8 +57,10 @@ def gates_of_expert(expert: int, num_experts: int, hidden_size: int, width: int,
     """
     values = moderate_values(dtype)
     token = expert + num_experts * np.arange(hidden_size)
-    return values[(token[None, :] * width + np.arange(width)[:, None]) % len(values)]
+    gates: Float64 = values[(token[None, :] * width + np.arange(width)[:, None]) % len(values)]
+    return gates
 
 
 def _spread(values: Float64) -> Float64:
-    return values[np.arange(len(values)) * _STRIDE % len(values)]
+    spread: Float64 = values[np.arange(len(values)) * _STRIDE % len(values)]
+    return spread

@@ -32,7 +32,8 @@ from moecheck.report.summarise import summarise
 from moecheck.report.terminal import render, run_view
 from moecheck.runner.plan import Plan, lacking
 from moecheck.runner.pool import default_memory
-from moecheck.runner.run import COMPILED, KernelRun, Settings, run_all
+from moecheck.runner.relate import COMPILED
+from moecheck.runner.run import KernelRun, Settings, run_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,7 @@ def kernels(
         memory=default_memory(jobs),
         jobs=jobs,
         threads=max(1, cores() // jobs),
+        relations="named" if options.profile == "nightly" else "few",
     )
     started, start = datetime.now(UTC), time.monotonic()
     progress = LiveProgress()

@@ -24,6 +24,7 @@ class LiveProgress:
         self._left: Counter[str] = Counter()
         self._verdicts: dict[str, list[Verdict]] = {}
         self._failed = 0
+        self._seen: set[tuple[str, str]] = set()
         self._bar: Progress | None = None
         self._task = None
 
@@ -61,10 +62,12 @@ class LiveProgress:
         self._bar = None
 
     def advance(self, plan: Plan, findings: list[Finding]) -> None:
-        """One kernel x case is finished; findings without their closing line are an afterthought."""
-        if findings[-1].check != "case":
-            return
+        """One kernel x case is finished; a second report of it adds a finding and counts nothing."""
+        key = (findings[-1].kernel, findings[-1].case)
         with self._lock:
+            if key in self._seen:
+                return
+            self._seen.add(key)
             name, verdict = plan.declaration.name, findings[-1].verdict
             self._left[name] -= 1
             self._verdicts.setdefault(name, []).append(verdict)

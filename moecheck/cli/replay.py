@@ -50,6 +50,7 @@ def replay(case: str, kernel: str | None, tol: float | None, timeout: float) -> 
         threads=cores(),
         shrink=False,
         draw_all=True,
+        relations="every",
     )
     plan = Plan(
         target=found[0].target,

@@ -78,7 +78,7 @@ def _broken(relation: Relation, pair: Pair, allowed: Float64, beyond: Bool, *, e
     with np.errstate(divide="ignore", invalid="ignore"):
         row, column = np.unravel_index(int(np.argmax(np.where(beyond, error / allowed, -1.0))), error.shape)
     got, wanted, bound = pair.got[row, column], pair.wanted[row, column], allowed[row, column]
-    explained = f" (rounding explains ±{bound:.2g})" if bound > 0 else ""
+    explained = f" (rounding explains ±{bound:.2g})" if bound > 0 else " in every bit" if exact else ""
     proven = exact or (np.isfinite(pair.wanted) & ~np.isfinite(pair.got))[beyond].any()
     message = (
         f"row {row}, column {column}: {got:.8g} where it should equal {wanted:.8g}{explained}. "

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from threadpoolctl import threadpool_limits
@@ -28,6 +28,7 @@ from moecheck.runner.shrink import shrink
 from moecheck.runner.worker import Outcome, run_case, run_relation
 
 WRONG = (Verdict.FAIL, Verdict.PROVEN_WRONG)
+DIAGNOSED = ("values", "statistics", "routing", "weights")  # checks of outputs that a known bug may explain
 IN_FLIGHT = 2  # the next case runs while this one is judged
 MOST_DEATHS = 3  # after so many lost processes or exhausted memories the rest of the kernel's cases are not tried
 SHRINK_SECONDS = 6.0
@@ -136,6 +137,7 @@ class _KernelLoop:
     """The state of one kernel's run: its process, its contract, and the worst that it did.
 
     cases: those that it can take. contract: what its outputs are judged under, known after the first of them.
+    reported: the findings of each case.
     """
 
     run: KernelRun
@@ -148,6 +150,7 @@ class _KernelLoop:
     worst: tuple[tuple[bool, float], Case, Judged] | None = None
     failed: list[tuple[Case, Judged]] = field(default_factory=list)
     contract: Contract | None = None
+    reported: dict[Case, list[Finding]] = field(default_factory=dict)
     relating: Relating = field(init=False)
 
     def __post_init__(self) -> None:
@@ -214,6 +217,7 @@ class _KernelLoop:
         verdict = _verdict(judged)
         findings = _findings(self.run.plan, case, judged, verdict, outcome.seconds)
         self.sink(self.run.plan, findings)
+        self.reported[case] = findings
         if verdict in FAILURES:
             self.failed.append((case, judged))
         self._remember(case, judged, verdict)
@@ -276,23 +280,23 @@ class _KernelLoop:
         return shrink(case, fails, seconds=SHRINK_SECONDS)
 
     def _diagnose(self) -> None:
-        """Which known bug the worst failure looks like; one finding more."""
-        wrong = [(case, _verdict(judged)) for case, judged in self.failed if _verdict(judged) in WRONG]
+        """Which known bug the wrong outputs look like; one finding more."""
+        verdicts = {
+            case: _verdict(judged)
+            for case, judged in self.failed
+            if any(j.check in DIAGNOSED and j.verdict in WRONG for j in judged.judgements)
+        }
         found = diagnosis_of(
-            wrong, lambda case: self._outcome(self._submit(case)), self.oracle, self._contract().numerics
+            tuple(verdicts), lambda case: self._outcome(self._submit(case)), self.oracle, self._contract().numerics
         )
         if found is None:
             return
-        case, verdict, self.run.diagnosis = found
-        finding = Finding(
-            kernel=self.run.plan.declaration.name,
-            case=case.id,
-            check="diagnosis",
-            verdict=verdict,
-            message=self.run.diagnosis,
+        case, self.run.diagnosis = found
+        self._add(
+            case,
+            Judgement(check="diagnosis", verdict=verdicts[case], message=self.run.diagnosis),
             diagnosis=self.run.diagnosis,
         )
-        self.sink(self.run.plan, [finding])
 
     def _tell_unverified(self) -> None:
         """One finding more where a declared capability was never put to the test."""
@@ -300,15 +304,19 @@ class _KernelLoop:
         if not flags or self.relating.last is None:
             return
         message = f"It declares {', '.join(flags)}, and no case of this run could verify that."
-        finding = Finding(
-            kernel=self.run.plan.declaration.name,
-            case=self.relating.last.id,
-            check="capabilities",
-            verdict=Verdict.PASS,
-            message=message,
-            numbers={f"{flag}_unverified": 1.0 for flag in flags},
+        numbers = {f"{flag}_unverified": 1.0 for flag in flags}
+        verdict = Verdict.PASS
+        self._add(
+            self.relating.last,
+            Judgement(check="capabilities", verdict=verdict, message=message, numbers=numbers),
         )
-        self.sink(self.run.plan, [finding])
+
+    def _add(self, case: Case, judgement: Judgement, *, diagnosis: str = "") -> None:
+        """One finding more of a case that was reported: its findings again with this one before the closing line."""
+        *lines, closing = self.reported[case]
+        line = replace(_line(self.run.plan, case, judgement), diagnosis=diagnosis)
+        self.reported[case] = [*lines, line, closing]
+        self.sink(self.run.plan, self.reported[case])
 
 
 def draw(kernel: str, case: Case, judged: Judged) -> ErrorPicture:
@@ -334,22 +342,22 @@ def _verdict(judged: Judged) -> Verdict:
 
 
 def _findings(plan: Plan, case: Case, judged: Judged, verdict: Verdict, seconds: float) -> list[Finding]:
-    name = plan.declaration.name
-    lines = [
-        Finding(
-            kernel=name,
-            case=case.id,
-            check=j.check,
-            verdict=j.verdict,
-            message=j.message,
-            numbers=j.numbers,
-            where=j.where,
-        )
-        for j in judged.judgements
-    ]
+    lines = [_line(plan, case, judgement) for judgement in judged.judgements]
     reasons = [line.message for line in lines if line.verdict is verdict and line.message]
     message = "" if verdict is Verdict.PASS else (reasons[0] if reasons else "")
     return [*lines, _closing(plan, case, lines, verdict, message, seconds=seconds)]
+
+
+def _line(plan: Plan, case: Case, judgement: Judgement) -> Finding:
+    return Finding(
+        kernel=plan.declaration.name,
+        case=case.id,
+        check=judgement.check,
+        verdict=judgement.verdict,
+        message=judgement.message,
+        numbers=judgement.numbers,
+        where=judgement.where,
+    )
 
 
 def _closing(
