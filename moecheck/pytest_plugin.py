@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moecheck.cases import Case
-from moecheck.checks.finding import FAILURES
+from moecheck.checks.finding import FAILURES, Verdict
 from moecheck.curated import DTYPES, cases_for
 from moecheck.errors import MoecheckError, UsageError, check_known
 from moecheck.formats import FORMATS
@@ -56,6 +56,13 @@ def summary(config: pytest.Config, cases: int) -> str:
     """`moecheck: 27 cases, profile quick, seed 0`."""
     chosen: set[tuple[str, int]] = config.stash.setdefault(_chosen, set())
     return f"moecheck: {cases} cases, " + "; ".join(f"profile {name}, seed {seed}" for name, seed in sorted(chosen))
+
+
+def vacuity(error: BaseException) -> str:
+    """Why a comparison shows nothing; empty for any other error."""
+    if not isinstance(error, MoeMismatch) or error.examined.verdict is not Verdict.VACUOUS:
+        return ""
+    return error.examined.decisive.message
 
 
 def section(error: BaseException | None) -> str:

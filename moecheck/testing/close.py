@@ -28,9 +28,12 @@ KEEP = "MOECHECK_CAPTURE"  # environment variable: the folder into which a faili
 class MoeMismatch(AssertionError, MoecheckError):
     """The outputs are wrong, or the comparison shows nothing. examined: everything that was found."""
 
-    def __init__(self, message: str, examined: Examined) -> None:
-        super().__init__(message)
-        self.examined = examined
+    def __init__(self, examined: Examined, last: str) -> None:
+        super().__init__(examined.decisive.message)
+        self.examined, self.last = examined, last
+
+    def __str__(self) -> str:
+        return failure(self.examined, self.last)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +76,7 @@ def assert_moe_close(
     if examined.verdict is Verdict.PASS:
         return MoeMatch(verdict=Verdict.PASS, numbers=examined.numbers, contract=examined.contract)
     own = case_or_inputs if isinstance(case_or_inputs, Case) else None
-    message = failure(examined, again(own, _kept(described, outputs, declared)))
-    raise MoeMismatch(message, examined)
+    raise MoeMismatch(examined, again(own, _kept(described, outputs, declared)))
 
 
 def _described(case_or_inputs: Case | Mapping[str, object], op: str | None, spec: AnySpec | None) -> Given:

@@ -10,6 +10,7 @@ from moecheck.checks.judge import Judged, Limits, judge
 from moecheck.diagnosis import diagnose
 from moecheck.formats import AnyArray
 from moecheck.numerics import Numerics
+from moecheck.oracle import Oracle
 from moecheck.report.picture import ErrorPicture
 
 from .contract import Contract, contract_of
@@ -20,12 +21,14 @@ CONTRACT = "numerics"  # the check that is about the contract
 
 @dataclass(frozen=True, kw_only=True)
 class Examined:
-    """One judged call. limits: what it was judged with. diagnosis: what a failure looks like, in words."""
+    """One judged call: its outputs, the contract and the limits that they were judged under, and the judgements."""
 
     given: Given
-    judged: Judged
+    outputs: tuple[AnyArray, ...]
+    oracle: Oracle
+    numerics: Numerics | None
     limits: Limits
-    diagnosis: str = ""
+    judged: Judged
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -53,6 +56,18 @@ class Examined:
         """What was found of the rounding points, in words; empty where nobody looked for them."""
         return next((j.message for j in self.judged.judgements if j.check == CONTRACT), "")
 
+    @cached_property
+    def diagnosis(self) -> str:
+        """What a failure looks like, in words; empty for other verdicts and where nothing is known.
+
+        It takes longer than the judging, so it is not made before somebody asks: Hypothesis fails many times.
+        """
+        readable = all(j.verdict is Verdict.PASS for j in self.judged.judgements if j.check == "contract")
+        if self.verdict not in FAILURES or not readable:
+            return ""
+        looks = diagnose(self.given.case, self.outputs, self.oracle, self.numerics)
+        return looks.words() if looks else ""
+
     def picture(self, name: str) -> ErrorPicture | None:
         """Where the error is, for ops with one floating-point output that is not empty."""
         from moecheck.bounds import z_limit
@@ -78,13 +93,6 @@ def examine(
     judged = judge(given.case, outputs, oracle, limits, contract.numerics)
     if contract.judgement is not None:
         judged = replace(judged, judgements=(*judged.judgements, contract.judgement))
-    examined = Examined(given=given, judged=judged, limits=limits)
-    if examined.verdict not in FAILURES:
-        return examined
-    looks = diagnose(given.case, outputs, oracle, contract.numerics) if _is_readable(judged) else None
-    return replace(examined, diagnosis=looks.words() if looks else "")
-
-
-def _is_readable(judged: Judged) -> bool:
-    """Whether the outputs have the shapes and dtypes of the op's, so that their values say something."""
-    return all(j.verdict is Verdict.PASS for j in judged.judgements if j.check == "contract")
+    return Examined(
+        given=given, outputs=outputs, oracle=oracle, numerics=contract.numerics, limits=limits, judged=judged
+    )

@@ -14,6 +14,7 @@ from moecheck.spec import MoESpec
 
 from .examine import CONTRACT, Examined
 
+_NO_IDENTITY = ("name", "reason")  # of a case
 _SHOWN = ("max_diff", "max_rel_diff", "mismatch_ratio", "max_z", "rms_z", "rms_ref")
 
 
@@ -52,6 +53,6 @@ def changes(record: Case | MoESpec | Any) -> dict[str, Any]:
     changed: dict[str, Any] = {"op": record.op} if isinstance(record, Case) else {}
     for field in fields(record):
         value = getattr(record, field.name)
-        if value != getattr(default, field.name):
+        if value != getattr(default, field.name) and field.name not in _NO_IDENTITY:
             changed[field.name] = changes(value) if hasattr(value, "__dataclass_fields__") else value
     return changed

@@ -30,7 +30,7 @@ def small_case(op: str = "fused_experts", **changes: Any) -> Case:
     if op == "moe_layer":
         sizes["shared_intermediate_size"] = 32
         changes = {"spec": LAYER, "load": "gapped", **changes}
-    return Case(op=op, **{"spec": TOP2, **sizes, **changes})  # type: ignore[arg-type]  # fields of Case
+    return Case(op=op, **{"spec": TOP2, **sizes, **changes})
 
 
 @cache

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from moecheck.errors import UsageError
 from moecheck.ops import OPS
 from moecheck.spec import SWIGLUOAI, MoESpec, RoutingSpec
-from moecheck.testing import Case, contiguous, moe_cases
+from moecheck.testing import Case, assert_moe_close, contiguous, moe_cases
+from tests.testing.calls import right_outputs
 
 EVERY = settings(derandomize=True, database=None)
 GROUPED = MoESpec(
@@ -54,3 +55,13 @@ def test_they_shrink_to_a_simple_case() -> None:
 def test_what_cannot_be_drawn_is_refused_at_once(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         moe_cases(**arguments)
+
+
+@pytest.mark.parametrize("op", ["fused_experts", "permute", "unpermute"])
+def test_few_tokens_never_leave_a_comparison_without_anything_to_show(op: str) -> None:
+    @given(moe_cases(op, max_tokens=4, small=True))
+    @settings(EVERY, max_examples=40)
+    def passes(case: Case) -> None:
+        assert_moe_close(right_outputs(case), case)
+
+    passes()
