@@ -20,6 +20,7 @@ VALUE_OPS = ACTIVATION_OPS | SUM_OPS | {"grouped_gemm"}
 # Store -> whether it can change what a case's op computes. A store that can not is left out of the search; so is
 # act_times_up of act_and_mul, whose result is stored at `out` anyway.
 _MATTERS: dict[str, Callable[[str, MoESpec], bool]] = {
+    "scores": lambda op, spec: op == "moe_layer" and _scored(spec),
     "topk_weights": lambda op, spec: op in SUM_OPS,
     "before_bias": lambda op, spec: _has_bias(op, spec),
     "gate_up": lambda op, spec: op in EXPERT_OPS,
@@ -35,6 +36,7 @@ TOGETHER = ("before_bias", "sigmoid", "up")
 _COMBINES = (("fp32", "tree"), (INPUT, "slot"), (INPUT, "expert"))
 
 
+@lru_cache(maxsize=1 << 10)
 def stores_of(case: Case) -> tuple[str, ...]:
     """The stores that can change the case's output, in the order of the data flow."""
     return tuple(name for name in STORES if name in _MATTERS and _MATTERS[name](case.op, case.spec))
@@ -49,11 +51,11 @@ def stores_of_all(cases: Iterable[Case]) -> tuple[str, ...]:
 def contracts(cases: Iterable[Case]) -> list[Numerics]:
     """Every contract whose stores are fp32 or the input's format, combined as a tree or low in slot or expert order.
 
-    The stores of TOGETHER are all kept or all low here, and a sigmoid stored on its own is tried only where alpha is
-    not 1 (without it, silu is one function everywhere); `neighbours` changes each of them.
+    The stores of TOGETHER are all kept or all low here, a sigmoid stored on its own is tried only where alpha is not 1
+    (without it, silu is one function everywhere), scores are kept; `neighbours` changes each of them.
     """
     cases = list(cases)
-    names = [name for name in stores_of_all(cases) if name != "combine"]
+    names = [name for name in stores_of_all(cases) if name not in ("scores", "combine")]
     together = [name for name in names if name in TOGETHER]
     if all(case.spec.experts.swiglu_alpha == 1.0 for case in cases):
         together = [name for name in together if name != "sigmoid"]
@@ -106,6 +108,11 @@ def _has_bias(op: str, spec: MoESpec) -> bool:
 
 def _gated_shared(op: str, spec: MoESpec) -> bool:
     return op == "moe_layer" and spec.shared_experts == "gated"
+
+
+def _scored(spec: MoESpec) -> bool:
+    """Whether the weights are taken from scores of all experts."""
+    return spec.routing.selection == "topk" and not spec.routing.softmax_over_selected
 
 
 def _numerics(values: dict[str, str]) -> Numerics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 
 from .numerics import INPUT, STORES, Numerics
 
@@ -131,14 +132,16 @@ def declaration_sentence(numerics: Numerics) -> str:
     return f"numerics=moecheck.Numerics({', '.join(given)})"
 
 
+@lru_cache(maxsize=1 << 14)
 def stored(numerics: Numerics) -> int:
     """How many stores round."""
     return sum(getattr(numerics, name) != "fp32" for name in STORES)
 
 
-def formats_of(numerics: Numerics) -> set[str]:
+@lru_cache(maxsize=1 << 14)
+def formats_of(numerics: Numerics) -> frozenset[str]:
     """The formats of a contract's stores, with fp32 and `input`, which any may have."""
-    return {"fp32", INPUT, *(getattr(numerics, name) for name in STORES)}
+    return frozenset({"fp32", INPUT, *(getattr(numerics, name) for name in STORES)})
 
 
 def _combining(numerics: Numerics) -> str:

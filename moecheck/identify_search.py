@@ -104,7 +104,7 @@ class Search:
         store in fp16 differs from one without it in a few percent of the outputs, however sure the best one is.
         """
         found: dict[tuple[int, ...], Numerics] = {}
-        for other in sorted(self.tried, key=lambda c: (stored(c), formats_of(c) - formats_of(best) != set())):
+        for other in sorted(self.tried, key=lambda c: (stored(c), not formats_of(c) <= formats_of(best))):
             found.setdefault(self._pool.bits(other), other)
         del found[self._pool.bits(best)]
         usual = [other for other in found.values() if formats_of(other) <= formats_of(best)]

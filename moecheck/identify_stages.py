@@ -185,39 +185,46 @@ class ExpertsReplay:
 
 
 class LayerReplay:
-    """moe_layer with the reference's own routing: routed experts, shared experts, and what joins them."""
+    """moe_layer with the reference's own choice: routed experts, shared experts, and what joins them."""
 
     def __init__(self, case: Case, inputs: dict[str, Any], noise: Noise | None) -> None:
-        self._case, self._inputs, routing = case, inputs, case.spec.routing
-        weights, ids = call_reference(
-            reference_modules()["topk_routing"].topk_routing, replace(case, op="topk_routing"), inputs
-        )
-        if noise is not None:
-            weights = weights + noise.normal("weights", weights.shape) * WEIGHT_ULPS * ulp(weights, "fp32")
-        self._topk, self._x = (weights, ids), to_float64(inputs["hidden_states"])
-        E = case.num_experts
-        rows = np.where(ids >= E, ids - routing.num_zero_experts, ids)
-        rows = np.where((ids >= E - routing.num_zero_experts) & (ids < E), -1, rows)
-        self._routed = ExpertsReplay(inputs, weights, rows, case.spec.experts, noise)
+        self._case, self._inputs, self._noise = case, inputs, noise
+        self._routing = replace(case, op="topk_routing")
+        _, self._ids = call_reference(reference_modules()["topk_routing"].topk_routing, self._routing, inputs)
+        self._x = to_float64(inputs["hidden_states"])
+        self._routed: dict[str, tuple[Float64, ExpertsReplay]] = {}
         self._shared: Experts | None = None
         if case.spec.shared_experts != "none":
             w13, w2 = to_float64(inputs["shared_w13"]), to_float64(inputs["shared_w2"])
-            self._shared = Experts(
-                "shared", [Group(slice(0, len(self._x)), w13, w2, None, None)], case.spec.experts, noise
-            )
+            all_tokens = Group(slice(0, len(self._x)), w13, w2, None, None)
+            self._shared = Experts("shared", [all_tokens], case.spec.experts, noise)
         self._finished: Callable[..., Float64] = reference_modules()["moe_layer"].finished
 
     def value(self, stores: Numerics) -> Float64:
+        if stores.scores not in self._routed:
+            self._routed[stores.scores] = self._of_scores(stores.scores)
+        weights, routed = self._routed[stores.scores]
         return self._finished(
-            self._routed.value(stores),
+            routed.value(stores),
             x=self._x,
-            topk=self._topk,
+            topk=(weights, self._ids),
             num_experts=self._case.num_experts,
             shared=None if self._shared is None else self._shared.output(self._x, (), stores),
             shared_gate=self._inputs.get("shared_gate"),
             spec=self._case.spec,
             stores=stores,
         )
+
+    def _of_scores(self, fmt: str) -> tuple[Float64, ExpertsReplay]:
+        """Routing weights from scores stored in a format, and the experts that they multiply."""
+        function = reference_modules()["topk_routing"].weights_of_ids
+        weights: Float64 = call_reference(function, self._routing, self._inputs, topk_ids=self._ids, scores=fmt)
+        if self._noise is not None:
+            weights = weights + self._noise.normal("weights", weights.shape) * WEIGHT_ULPS * ulp(weights, "fp32")
+        E, zero, ids = self._case.num_experts, self._case.spec.routing.num_zero_experts, self._ids
+        rows = np.where(ids >= E, ids - zero, ids)
+        rows = np.where((ids >= E - zero) & (ids < E), -1, rows)
+        return weights, ExpertsReplay(self._inputs, weights, rows, self._case.spec.experts, self._noise)
 
 
 def rounded(values: Float64, name: str) -> Float64:

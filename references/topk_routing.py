@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from moecheck.formats import AnyArray, Float64, to_float64
+from moecheck.formats import AnyArray, Float64, round_to, to_float64
 from moecheck.spec import RoutingSpec
 
 Int32 = npt.NDArray[np.int32]
@@ -152,12 +152,14 @@ def weights_of_ids(
     spec: RoutingSpec,
     correction_bias: AnyArray | None = None,
     per_expert_scale: AnyArray | None = None,
+    scores: str = "fp32",
 ) -> Float64:
     """The weights that belong to given ids, whoever chose them: [num_tokens, slots] float64.
 
     topk_ids: [num_tokens, slots] int. An id below num_experts is a routed expert, num_experts and above a fused shared
     expert, and -1 is padding: its weight is 0 and it takes no part in the normalisation. `sparsemixer` reads the slots
-    in the order picked.
+    in the order picked. scores: the format that the scores are stored in before the weights are taken from them, as in
+    Numerics (`fp32`: not rounded); for the ordinary rule only, not for sparsemixer or a softmax over the chosen logits.
     """
     num_experts = router_logits.shape[1]
     last = num_experts + spec.num_fused_shared_experts - 1
@@ -171,8 +173,8 @@ def weights_of_ids(
     elif spec.softmax_over_selected:
         weights = _softmax_over(logits, rows, routed)
     else:
-        scores, _ = scores_of(router_logits=router_logits, spec=spec, correction_bias=correction_bias)
-        weights = np.take_along_axis(scores, rows, axis=-1)
+        every, _ = scores_of(router_logits=router_logits, spec=spec, correction_bias=correction_bias)
+        weights = np.take_along_axis(every if scores == "fp32" else round_to(every, scores), rows, axis=-1)
     weights = np.where(routed, weights, 0.0)
     if spec.renormalize:
         weights = renormalize(weights, spec=spec)

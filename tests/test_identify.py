@@ -16,7 +16,7 @@ from moecheck.numerics import INPUT, Numerics
 from moecheck.oracle import Oracle
 from moecheck.runner.plan import lacking
 from moecheck.spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec
-from tests.numpy_experts import experts
+from tests.numpy_experts import DTYPES, experts
 
 ORACLE = Oracle()
 TOP4 = MoESpec(routing=RoutingSpec(top_k=4, renormalize=True))
@@ -115,8 +115,24 @@ def test_a_gemm_that_stores_before_its_bias_is_found() -> None:
     assert found(HALVES, "bf16", spec=BIASED).numerics == HALVES
 
 
-@pytest.mark.parametrize("dtypes", [("bf16",), ("fp16",), ("fp32",), ("bf16", "fp16", "fp32")], ids=" ".join)
-@pytest.mark.parametrize("factor", [1.002, 0.998, 1.0005])
+@pytest.mark.parametrize("fmt", ["fp32", "bf16", "fp16"])
+def test_a_layer_that_stores_its_scores_low_is_found(fmt: str) -> None:
+    routing = RoutingSpec(top_k=4, renormalize=True)
+    case = replace(case_of("bf16", MoESpec(routing=routing)), op="moe_layer", load="gapped")
+    inputs = ORACLE.inputs(case)
+    powers = np.exp(inputs["router_logits"] - inputs["router_logits"].max(axis=1, keepdims=True))
+    scores = (powers / powers.sum(axis=1, keepdims=True)).astype(DTYPES[fmt]).astype(np.float32)
+    ids = np.argsort(-scores, axis=1)[:, :4]
+    chosen = np.take_along_axis(scores, ids, axis=1)
+    given = {**inputs, "topk_ids": ids, "topk_weights": chosen / chosen.sum(axis=1, keepdims=True)}
+    identified = identify([(case, experts(case, given, HALVES))], ORACLE)
+
+    assert identified.known
+    assert identified.numerics == replace(HALVES, scores=INPUT if fmt == "bf16" else fmt)
+
+
+@pytest.mark.parametrize("dtypes", [("bf16",), ("fp16", "fp32")], ids=" ".join)
+@pytest.mark.parametrize("factor", [1.002, 0.9995])
 @pytest.mark.parametrize("does", [HALVES, EAGER], ids=["a GPU's contract", "eager"])
 def test_a_factor_on_the_weights_is_never_explained(does: Numerics, factor: float, dtypes: tuple[str, ...]) -> None:
     honest, wrong = found(does, *dtypes), found(does, *dtypes, factor=factor)

@@ -144,9 +144,9 @@ def test_a_contract_that_changes_between_cases_is_judged_case_by_case() -> None:
 
 def test_honest_kernels_never_fail_under_their_own_declaration() -> None:
     oracle = Oracle()
-    for seed in range(12):
+    for seed in range(6):
         does = (HALVES, EAGER, replace(HALVES, weighted=INPUT))[seed % 3]
-        case = replace(case_of(("bf16", "fp16")[seed % 2]), seed=100 + seed, num_tokens=(1, 4, 16, 8)[seed // 3])
+        case = replace(case_of(("bf16", "fp16")[seed % 2]), seed=100 + seed, num_tokens=(1, 8)[seed // 3])
         identified = identify([(case, experts(case, oracle.inputs(case), does))], oracle)
         judgement = judge_numerics(does, identified)
         assert (judgement.verdict, identified.known) == (Verdict.PASS, True), judgement.message

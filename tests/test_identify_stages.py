@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from moecheck.cases import Case
+from moecheck.formats import AnyArray, round_to
 from moecheck.identify_candidates import contracts, neighbours, resolved, stores_of
 from moecheck.identify_stages import replay_of
 from moecheck.numerics import Numerics
@@ -74,13 +75,32 @@ def tried(case: Case) -> list[Numerics]:
     return [every[i] for i in np.random.default_rng(0).permutation(len(every))]
 
 
+def topk_of(case: Case, oracle: Oracle, numerics: Numerics) -> tuple[AnyArray, AnyArray] | None:
+    """Weights and ids as a layer with scores stored low has them; None where the layer routes as the reference does."""
+    fmt = resolved(numerics, case).scores
+    if fmt == "fp32":
+        return None
+    scores = np.exp(oracle.inputs(case)["router_logits"].astype(np.float64))
+    scores = round_to(scores / scores.sum(axis=1, keepdims=True), fmt)
+    ids = np.argsort(-scores, axis=1, kind="stable")[:, : case.spec.routing.top_k]
+    weights = np.take_along_axis(scores, ids, axis=1)
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    if case.spec.routing.scaling_placement == "topk_weights":
+        weights = weights * case.spec.routing.routed_scaling_factor
+    shared = case.spec.routing.num_fused_shared_experts
+    ids = np.hstack([ids, np.tile(case.num_experts + np.arange(shared), (len(ids), 1))])
+    return np.hstack([weights, np.ones((len(ids), shared))]), ids
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize(("op", "spec", "changes"), CASES)
 def test_a_replay_gives_the_reference_s_values(op: str, spec: MoESpec, changes: dict[str, object], dtype: str) -> None:
     case, oracle = case_of(op, spec, changes, dtype), Oracle()
     replay, function = replay_of(case, oracle), getattr(reference_modules()[op], op)
     for numerics in tried(case):
-        expected = call_reference(function, case, oracle.inputs(case), numerics=numerics, dtype=dtype)
+        expected = call_reference(
+            function, case, oracle.inputs(case), numerics=numerics, dtype=dtype, topk=topk_of(case, oracle, numerics)
+        )
         seen = replay.value(resolved(numerics, case))
         # The order of the float64 sums differs; a last place of theirs hardly ever reaches a stored bit.
         assert np.mean(np.abs(seen - expected) <= 1e-12 * np.abs(expected)) >= 0.98, numerics
