@@ -8,7 +8,11 @@ from .formats import FORMATS, Float64, ulp
 
 FALSE_ALARM = 1e-6
 SLACK = 1.5
+GLOBAL_FLIPS, ROW_FLIPS = 1.5, 4.0
 FLUSHED = 2.0**-126  # the smallest normal number of fp32 and bf16, below which devices flush to zero
+# How far the slope of an honest kernel lies from 1 where its rounding points are not known: a product of two rounded
+# numbers rounds with a bias, -1.2e-4 for act(g) * u in bf16 (docs/error-model.md).
+SMOOTH_BIAS = {"bf16": 3e-4, "fp16": 4e-5, "fp32": 1e-7}
 FP32_UNIT = 2.0**-24  # unit roundoff
 
 
@@ -29,6 +33,40 @@ def value_bound(sigma: Float64) -> Float64:
     """
     explains = np.isfinite(sigma) & (sigma > 0)
     return np.where(explains, z_limit(sigma.size) * np.where(explains, sigma, 0.0) + FLUSHED, 0.0)
+
+
+def projection_limit(variance: Float64, flip: Float64, *, flips: float) -> Float64:
+    """Limit of |sum_i c_i error_i| with the given variance: 7.5 standard errors, and `flips` flips.
+
+    5.5 standard errors would do for one in 2.5e7; the rest pays for what the variance leaves out. flip: the most that
+    one number which rounds to the other side adds; where less than one is expected the sum is not normal, and one of
+    them must never fail a kernel. One flip of a gate moves act(g) u by more than one unit in the last place, hence
+    ROW_FLIPS; among all rows the largest flip is far above a usual one, hence the smaller GLOBAL_FLIPS.
+    """
+    limit: Float64 = 7.5 * np.sqrt(variance) + flips * flip
+    return limit
+
+
+def mean_square_limit(freedom: int, *, groups: int) -> float:
+    """Largest root mean square of z over elements worth `freedom` independent ones, the worst of `groups` such sets.
+
+    The chi-square quantile at 1e-6 / groups in the approximation of Wilson and Hilferty (Proc. Natl. Acad. Sci. 17,
+    1931), times 1.25 for sigma's own error.
+    """
+    n = max(freedom, 1)
+    quantile = np.sqrt(2.0 * np.log(max(groups, 1) / FALSE_ALARM))
+    square = (1.0 - 2.0 / (9.0 * n) + quantile * np.sqrt(2.0 / (9.0 * n))) ** 3
+    return float(1.25 * np.sqrt(square))
+
+
+def truncation_bias(terms: int, dtype: str) -> float:
+    """Relative deviation that tensor cores' truncating accumulators explain for sums of `terms` products.
+
+    Measured on an H200 against the rounded reference: -3e-6 at 1,024 and -1.8e-5 at 7,168 terms of bf16 (numerics.md
+    section 3), that is 2.9e-9 a term at most; 5e-9 are allowed. fp32 operands do not go through tensor cores. A
+    library's fp32 exp or erf may be off to one side by a fifth of 2^-24 on average (measured); 2^-24 is allowed.
+    """
+    return FP32_UNIT + (0.0 if dtype == "fp32" else 5e-9 * terms)
 
 
 def score_eps(scores: Float64, bias: Float64 | float, dtype: str, *, spread: Float64 | float = 0.0) -> Float64:

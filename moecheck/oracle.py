@@ -31,13 +31,17 @@ class ErrorModel:
 
     deviation: [rows, columns], its standard deviation. disagreement: [rows, columns], the probability that the stored
     bits differ. weights: [rows, columns], c = true / sigma^2 (0 where that is undefined), by which a slope is fitted.
-    slope_variance: [rows], Var of sum_i c_i (out_i - rounded_i).
+    slope_variance, slope_flip: [rows], Var of sum_i c_i (out_i - rounded_i), and the most that one value adds to it
+    which rounds to the other side inside the kernel. mean_variance, mean_flip: [rows], the same for c = 1 / sigma.
     """
 
     deviation: Float64
     disagreement: Float64
     weights: Float64
     slope_variance: Float64
+    slope_flip: Float64
+    mean_variance: Float64
+    mean_flip: Float64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,14 +184,20 @@ class Oracle:
             about = call_reference(function, case, inputs, numerics=contract, dtype=case.dtype, flips=True, **more)
         sigma = about_true.sigma
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            ones = 1.0 / sigma
             weights = about_true.value / np.square(sigma)
             disagreement = np.minimum(about.estimate.mean_size / ulp(about.value, contract.out), 1.0)
-        weights = np.where(np.isfinite(weights), weights, 0.0)
+        weights, ones = (np.where(np.isfinite(c), c, 0.0) for c in (weights, ones))
+        variance, flip = about.projected(weights)
+        mean_variance, mean_flip = about.projected(ones)
         model = ErrorModel(
             deviation=about.sigma,
             disagreement=disagreement,
             weights=weights,
-            slope_variance=about.projection_variance(weights),
+            slope_variance=variance,
+            slope_flip=flip,
+            mean_variance=mean_variance,
+            mean_flip=mean_flip,
         )
         return Values(true=about_true.value, sigma=sigma, rounded=about.value, model=model)
 

@@ -16,23 +16,24 @@ from ._stores import Estimate
 class SharedError:
     """An error source in front of a linear map, which every column of a row shares.
 
-    rows: [n] output row of each source row. scale: [n] what the map's result is multiplied by. variance: [n, I] of the
-    source's elements (fp32 is enough). matrix: gives the map, [H, I].
+    rows: [n] output row of each source row. scale: [n] what the map's result is multiplied by. variance, step: [n, I]
+    of the source's elements and the size of one flip of each (fp32 is enough). matrix: gives the map, [H, I].
     """
 
     rows: AnyArray
     scale: Float64
     variance: AnyArray
+    step: AnyArray
     matrix: Callable[[], Float64]
 
     def scaled(self, factor: float) -> SharedError:
         return replace(self, scale=self.scale * factor)
 
-    def projected(self, c: Float64) -> Float64:
-        """[n]: Var of sum_i c_i error_i. c: [rows, H] coefficients."""
+    def projected(self, c: Float64) -> tuple[Float64, Float64]:
+        """[n], [n]: Var of sum_i c_i error_i, and the most that one flip adds to it. c: [rows, H] coefficients."""
         along = (c[self.rows] * self.scale[:, None]) @ self.matrix()
         variance: Float64 = np.einsum("nj,nj,nj->n", along, along, self.variance)
-        return variance
+        return variance, np.max(np.abs(along) * self.step, axis=1, initial=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +47,10 @@ class FactorError:
     def scaled(self, factor: float) -> FactorError:
         return replace(self, along=self.along * factor)
 
-    def projected(self, c: Float64) -> Float64:
-        """[n]: Var of sum_i c_i error_i. c: [rows, H] coefficients."""
-        variance: Float64 = self.variance * np.square(np.einsum("nh,nh->n", c[self.rows], self.along))
-        return variance
+    def projected(self, c: Float64) -> tuple[Float64, Float64]:
+        """[n], [n]: Var of sum_i c_i error_i, and the most that one flip adds: none is known. c: [rows, H]."""
+        along = np.einsum("nh,nh->n", c[self.rows], self.along)
+        return self.variance * np.square(along), np.zeros(len(along))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +79,19 @@ class Errors:
         yield self.value
         yield self.sigma
 
-    def projection_variance(self, c: Float64) -> Float64:
-        """Var of sum_i c_ti error_ti for each row t, [rows]. c: [rows, columns], finite.
+    def projected(self, c: Float64) -> tuple[Float64, Float64]:
+        """Var of sum_i c_ti error_ti for each row t, and the most that one flip before the last store adds.
+
+        c: [rows, columns], finite. Returns two [rows].
 
         The part of each element's variance that no source explains is independent of all others.
         """
+        flip = np.zeros(len(c))
         variance = self.estimate.variance
         independent = variance if self.shared is None else np.maximum(variance - self.shared, 0.0)
         total: Float64 = np.einsum("th,th,th->t", c, c, independent)
         for source in self.sources:
-            np.add.at(total, source.rows, source.projected(c))
-        return total
+            variance_of, flip_of = source.projected(c)
+            np.add.at(total, source.rows, variance_of)
+            np.maximum.at(flip, source.rows, flip_of)
+        return total, flip

@@ -6,11 +6,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from moecheck.formats import AnyArray, Float64
+from moecheck.formats import AnyArray, Float64, ulp
 from moecheck.numerics import Numerics
 from moecheck.spec import ExpertSpec
 
-from ._stores import U32, Estimate, biased, linear, linear_estimate, rounded, stored
+from ._stores import BRIDGE, U32, Estimate, biased, linear, linear_estimate, rounded, stored
 from .act_and_mul import activated, activated_estimate, factors, split
 
 
@@ -43,10 +43,13 @@ def expert_output(x: Float64, weights: Weights, spec: ExpertSpec, stores: Numeri
 
 
 class EstimatedOutput(NamedTuple):
-    """z of some rows, [n, H]. v_h: [n, I] fp32, variance of h. shared: [n, H], the part of V_z that comes from it."""
+    """z of some rows, [n, H]. v_h, step: [n, I] fp32, variance of h and what a flip of its store moves it by. shared:
+    [n, H], the part of V_z that comes from h.
+    """
 
     z: Estimate
     v_h: AnyArray
+    step: AnyArray
     shared: Float64
 
 
@@ -63,11 +66,12 @@ def expert_estimate(
     h = activated_estimate(stored(gate_up, stores.gate_up), spec, stores)
     z = linear_estimate(h, weights.w2)
     # What accumulation adds to V_z, which columns do not share: its mean over a row of h and a row of w2.
-    squares = np.einsum("hi,hi->h", weights.w2, weights.w2) * (U32**2 / 6.0)
+    squares = np.einsum("hi,hi->h", weights.w2, weights.w2) * (BRIDGE * U32**2)
     own = np.einsum("ni,ni->n", h.value, h.value)[:, None] * squares
-    shared = np.maximum(z.dense - own, 0.0)
+    shared = np.maximum(z.variance - own, 0.0)
     z = stored(biased(z, weights.b2, before), stores.per_expert)
-    return EstimatedOutput(z, h.variance.astype(np.float32), shared)
+    step = np.zeros((1, 1)) if stores.act_times_up == "fp32" else ulp(h.value, stores.act_times_up)
+    return EstimatedOutput(z, h.variance.astype(np.float32), step.astype(np.float32), shared)
 
 
 def expert_slope(x: Float64, dx: Float64, weights: Weights, spec: ExpertSpec) -> Float64:

@@ -16,6 +16,7 @@ does, in fp32, so the variance of an fp32 rounding is always counted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +27,10 @@ from moecheck.numerics import INPUT, STORES, Numerics
 
 U32 = 2.0**-24  # unit roundoff of fp32
 NORMAL_SIZE = float(np.sqrt(2.0 / np.pi))  # E|d| of a standard normal d
+BRIDGE, DRIFT = 0.03, 0.06  # of fp32 accumulation, see linear_estimate
 COLUMNS = 256  # rows of W squared at a time: bounds the extra memory
 SQUARES_FIT = (1e-6, 1e12)  # a matrix whose largest element lies between has squares that fp32 holds
+SMALLEST_SHARE = 1e-30  # of the largest element of a row, that fp32 keeps through a product
 EXACT = Numerics(out="fp32")  # every value kept: the mathematics itself
 
 
@@ -128,22 +131,26 @@ def linear(x: Float64, w: Float64, bias: Float64 | None = None, *, before_bias: 
 
 
 def linear_estimate(x: Estimate, w: Float64, *, exact_input: bool = False) -> Estimate:
-    """Estimate of x W^T: V = (V_x + u32^2 K x^2 / 6) . (W^2)^T + u32^2 K y^2 / 16.
+    """Estimate of y = x W^T: V_dense = (V_x + b u32^2 K x^2) . (W^2)^T + d u32^2 K y^2, b = 0.03, d = 0.06.
 
-    x: estimate [n, K]. w: [N, K]. exact_input: x has no error. Returns [n, N], all of its error dense, for a sum over
-    many flips is nearly normal.
+    x: estimate [n, K]. w: [N, K]. exact_input: x has no error. Returns [n, N].
     Source: K fp32 roundings of partial sums S_j. Given its end y, a random walk has mean j/K y and the variance of a
     bridge, so sum S_j^2 = K (y^2 / 3 + x^2 . w^2 / 6). A rounding has the variance ulp(S)^2 / 12 = 0.18 u32^2 S^2 over
-    evenly spread significands, hence 0.06 = 1/16 for the drift; the bridge's share is kept at its bound 1/6.
+    evenly spread significands.
+    Flips of x stay rare where few of them meet in one sum, and E|sum w d| <= sum |w| E|d|; many are nearly normal.
     """
     y = linear(x.value, w)
-    each = np.square(x.value) * (U32**2 * x.value.shape[1] / 6.0)
+    each = np.square(x.value) * (BRIDGE * U32**2 * x.value.shape[1])
     if not exact_input:
-        each += x.variance
-    dense = _times_squares(each, w)
-    dense += np.square(y) * (U32**2 * x.value.shape[1] / 16.0)
-    zeros = None if x.rare is None else np.zeros(y.shape)
-    return Estimate(y, dense, zeros, zeros)
+        each += x.dense
+    drift = np.square(y) * (DRIFT * U32**2 * x.value.shape[1])
+    if x.rare is None or x.size is None:
+        return Estimate(y, _times(each, w, np.square) + drift)
+    dense = _times(each, w, np.square) + drift
+    if exact_input:
+        return Estimate(y, dense, np.zeros(y.shape), np.zeros(y.shape))
+    rare = _times(x.rare, w, np.square)
+    return Estimate(y, dense, rare, np.minimum(_times(x.size, w, np.abs), NORMAL_SIZE * np.sqrt(rare)))
 
 
 def biased(y: Estimate, bias: Float64 | None, before_bias: str) -> Estimate:
@@ -155,21 +162,24 @@ def biased(y: Estimate, bias: Float64 | None, before_bias: str) -> Estimate:
     return y._replace(value=y.value + bias)
 
 
-def _times_squares(each: Float64, w: Float64) -> Float64:
-    """The product each . (W^2)^T of non-negative numbers, [n, N] float64, to the precision of fp32.
+def _times(each: Float64, w: Float64, part_of: Callable[..., AnyArray]) -> Float64:
+    """The product each . part_of(W)^T of non-negative numbers, [n, N] float64, to the precision of fp32.
 
-    Computed in fp32, which is enough for a variance and twice as fast; rows are scaled to 1 first, and w too where its
-    square could leave fp32, so that nothing that matters underflows.
+    part_of: np.square or np.abs. Computed in fp32, which is enough for a variance and twice as fast; rows are scaled to
+    1 first, and w too where its square could leave fp32, so that nothing that matters underflows.
     """
     largest = np.max(each, axis=1, keepdims=True, initial=0.0)
     # Dividing by infinity would give 0, and hide that nothing can be said.
     row_scale = np.where((largest > 0.0) & (largest < np.inf), largest, 1.0)
-    rows: npt.NDArray[np.float32] = (each / row_scale).astype(np.float32)
+    scaled = each / row_scale
+    if np.min(scaled, where=scaled > 0.0, initial=1.0) < SMALLEST_SHARE:  # it may be all that one output consists of
+        return (scaled @ part_of(w).T) * row_scale
+    rows: npt.NDArray[np.float32] = scaled.astype(np.float32)
     size = max(float(w.max(initial=0.0)), -float(w.min(initial=0.0)))
     w_scale = size if not SQUARES_FIT[0] < size < SQUARES_FIT[1] and size > 0.0 else 1.0
     out = np.empty((len(each), len(w)), np.float32)
     for start in range(0, len(w), COLUMNS):
         part = w[start : start + COLUMNS]
         part = (part if w_scale == 1.0 else part / w_scale).astype(np.float32)
-        np.matmul(rows, np.multiply(part, part, out=part).T, out=out[:, start : start + COLUMNS])
-    return out * (row_scale * w_scale**2)
+        np.matmul(rows, part_of(part, out=part).T, out=out[:, start : start + COLUMNS])
+    return out * (row_scale * float(part_of(np.float64(w_scale))))

@@ -100,14 +100,13 @@ def estimate(
     def summands() -> Iterator[EstimatedSummands]:
         for expert, tokens, slots in rows_of_experts(topk_ids, expert_map):
             arrays = weights_of(expert, w13, w2, w13_bias, w2_bias)
-            for part in _blocks(len(tokens)):
-                t, s = tokens[part], slots[part]
+            for block in _blocks(len(tokens)):
+                t, s = tokens[block], slots[block]
                 w = Estimate(*(None if field is None else field[t, s][:, None] for field in scale))  # type: ignore[arg-type]  # as in scale
                 y, along = weighted(exactly(x[t], flips=flips), w, arrays, spec, stores)
                 factor = np.ones(len(t)) if spec.weight_on_input else w.value[:, 0]
-                sources.append(
-                    SharedError(rows=t, scale=factor, variance=y.v_h, matrix=lambda e=expert: decode(w2[e]))  # type: ignore[misc]  # a lambda's default
-                )
+                matrix = partial(_decoded, w2, expert)
+                sources.append(SharedError(rows=t, scale=factor, variance=y.v_h, step=y.step, matrix=matrix))
                 if along is not None:
                     sources.append(FactorError(rows=t, variance=w.variance[:, 0], along=along))
                 yield EstimatedSummands(t, s, y.z, y.shared)
@@ -133,13 +132,13 @@ def _weighted_after(
     x: Estimate, w: Estimate, weights: Weights, spec: ExpertSpec, stores: Numerics
 ) -> tuple[EstimatedOutput, AnyArray | None]:
     """W E(x), and its derivative by w where w has an error."""
-    z, v_h, shared = expert_estimate(x, weights, spec, stores)
+    z, v_h, step, shared = expert_estimate(x, weights, spec, stores)
     uncertain = bool(np.any(w.variance > 0.0))
     shared = shared * np.square(w.value)
     if uncertain:
         shared += np.square(z.value) * w.variance
     y = stored(product(z, w), stores.weighted)
-    return EstimatedOutput(y, v_h, shared), z.value.astype(np.float32) if uncertain else None
+    return EstimatedOutput(y, v_h, step, shared), z.value.astype(np.float32) if uncertain else None
 
 
 def _weighted_before(
@@ -147,15 +146,19 @@ def _weighted_before(
 ) -> tuple[EstimatedOutput, AnyArray | None]:
     """E(w x), and its derivative by w where w has an error, which is shared by the whole row unlike that of w x."""
     exact = w._replace(dense=np.zeros(w.value.shape))
-    y, v_h, shared = expert_estimate(
+    y, v_h, step, shared = expert_estimate(
         stored(product(x, exact), stores.weighted), weights, spec, stores, exact_input=False
     )
     if not np.any(w.variance > 0.0):
-        return EstimatedOutput(y, v_h, shared), None
+        return EstimatedOutput(y, v_h, step, shared), None
     along = expert_slope(w.value * x.value, x.value, weights, spec)
     by_weight = np.square(along) * w.variance
     y = y._replace(dense=y.dense + by_weight)
-    return EstimatedOutput(y, v_h, shared + by_weight), along.astype(np.float32)
+    return EstimatedOutput(y, v_h, step, shared + by_weight), along.astype(np.float32)
+
+
+def _decoded(w: ExpertArrays, expert: int) -> Float64:
+    return decode(w[expert])
 
 
 def _blocks(count: int) -> Iterator[slice]:

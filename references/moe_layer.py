@@ -206,7 +206,7 @@ def _shared_experts(
 ) -> Errors:
     """The shared experts' sum, gated where the spec says so, stored at `out`."""
     weights = _shared_weights(shared_w13, shared_w2)
-    z, v_h, shared = expert_estimate(x, weights, spec.experts, stores)
+    z, v_h, step, shared = expert_estimate(x, weights, spec.experts, stores)
     rows, scale = np.arange(len(v_h)), np.ones(len(v_h))
     sources = list[SharedError | FactorError]()
     last = stores.per_expert
@@ -217,7 +217,7 @@ def _shared_experts(
         sources.append(FactorError(rows=rows, variance=gate.variance[:, 0], along=z.value))
         z = stored(product(z, gate), stores.weighted)
         last = stores.weighted
-    sources.append(SharedError(rows=rows, scale=scale, variance=v_h, matrix=lambda: weights.w2))
+    sources.append(SharedError(rows=rows, scale=scale, variance=v_h, step=step, matrix=lambda: weights.w2))
     if not exact_in(last, stores.out):
         z = stored(z, stores.out)
     return Errors(z, shared, tuple(sources))

@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from moecheck.bounds import SMOOTH_BIAS, truncation_bias
 from moecheck.cases import Case
 from moecheck.checks.contract import judge_contract, output_sizes
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.checks.layer import layer_values
 from moecheck.checks.routing import judge_routing
+from moecheck.checks.statistics import judge_statistics
 from moecheck.checks.structure import judge_structure
 from moecheck.checks.values import is_vacuous, judge_values
-from moecheck.formats import FORMATS, AnyArray, to_float64
+from moecheck.formats import FORMATS, AnyArray, Float64, to_float64, ulp
 from moecheck.kernel import TieRule
-from moecheck.numerics import Numerics
+from moecheck.numerics import FLOOR, Numerics
 from moecheck.oracle import Oracle, Values
 
 VALUE_OPS = frozenset({"unpermute", "grouped_gemm", "act_and_mul", "fused_experts", "moe_layer"})
@@ -84,7 +86,27 @@ def _values(case: Case, out: AnyArray, oracle: Oracle, limits: Limits, numerics:
     )
     if judgement.verdict is Verdict.PASS and is_vacuous(values, tol=limits.tol, exact=exact):
         judgement = _vacuous(f"an all-zeros output passes at tol={limits.tol:g}")
-    return Judged(judgements=(judgement, *([extra] if extra else [])), out=out, values=values)
+    statistics = None if exact else _statistics(case, decoded, values, oracle, numerics)
+    more = [found for found in (statistics, extra) if found is not None]
+    return Judged(judgements=(judgement, *more), out=out, values=values)
+
+
+def _statistics(
+    case: Case, out: Float64, values: Values, oracle: Oracle, numerics: Numerics | None
+) -> Judgement | None:
+    stored_as = (numerics or FLOOR).resolve(case.dtype).out
+    terms = case.intermediate_size if case.op == "act_and_mul" else max(case.hidden_size, case.intermediate_size)
+    bias = truncation_bias(terms, case.dtype) + (SMOOTH_BIAS[case.dtype] if numerics is None else 0.0)
+    inputs = oracle.inputs(case)
+    groups = {"expert": inputs["topk_ids"]} if case.op == "fused_experts" else {}
+    return judge_statistics(
+        out,
+        values,
+        step=ulp(values.rounded, stored_as),
+        bias=bias,
+        row=ROW_NAMES.get(case.op, "token"),
+        groups=groups,
+    )
 
 
 def _structure(case: Case, inputs: dict[str, Any], outputs: tuple[AnyArray, ...], oracle: Oracle) -> Judgement:

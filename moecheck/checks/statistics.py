@@ -1,0 +1,226 @@
+"""The check of many elements together: small deviations that no single element shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moecheck.bounds import FLUSHED, GLOBAL_FLIPS, ROW_FLIPS, mean_square_limit, projection_limit
+from moecheck.checks.finding import Judgement, Verdict
+from moecheck.formats import AnyArray, Float64
+from moecheck.oracle import ErrorModel, Values
+
+Bool = npt.NDArray[np.bool_]
+FEWEST = 64  # elements below which averages say nothing
+ROW_FREEDOM = 4  # independent errors that the elements of a row are worth at least (docs/error-model.md)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistic:
+    """One statistic of an output. value: as measured. limit: what honest rounding explains, of |value|.
+
+    said: what a value beyond the limit means, in words; {value}, {factor} = 1 + value and {limit} are filled in.
+    where: the group at fault.
+    """
+
+    name: str
+    value: float
+    limit: float
+    said: str
+    where: dict[str, int]
+
+    @property
+    def passes(self) -> bool:
+        return bool(abs(self.value) <= self.limit)
+
+    @property
+    def message(self) -> str:
+        return self.said.format(value=self.value, factor=1.0 + self.value, limit=self.limit)
+
+
+def judge_statistics(
+    out: Float64, expected: Values, *, step: Float64, bias: float, row: str, groups: dict[str, AnyArray] | None = None
+) -> Judgement | None:
+    """FAIL when a statistic of out - rounded or of z = (out - true) / sigma exceeds what rounding explains.
+
+    out: [rows, columns] float64. step: [rows, columns], one unit in the last place of the output. bias: relative
+    deviation that the accumulator's truncation explains. row: what a row is called. groups: noun -> [rows, slots] int,
+    ids of the groups that each row belongs to (`expert`), -1 for none. None where there is too little to average.
+    """
+    model = expected.model
+    with np.errstate(invalid="ignore"):
+        finite = np.isfinite(out) & np.isfinite(expected.true) & np.isfinite(expected.rounded)
+        used = finite & (expected.sigma > FLUSHED)
+    if model is None or np.count_nonzero(used) < FEWEST:
+        return None
+    sample = _Sample(
+        error=np.where(used, out - expected.rounded, 0.0),
+        z=np.where(used, (out - expected.true) / np.where(used, expected.sigma, 1.0), 0.0),
+        expected=expected,
+        model=model,
+        used=used,
+        step=np.where(used, step, 0.0),
+    )
+    found = [
+        *_slopes(sample, bias=bias, row=row),
+        *_mean(sample, bias=bias),
+        *_mean_squares(sample, row=row, groups=groups or {}),
+    ]
+    numbers = {statistic.name: statistic.value for statistic in found} | _units(sample)
+    failing = [statistic for statistic in found if not statistic.passes]
+    first = failing[0] if failing else None
+    return Judgement(
+        check="statistics",
+        verdict=Verdict.PASS if first is None else Verdict.FAIL,
+        message="" if first is None else first.message,
+        numbers={**numbers, **_limits(sample, found)},
+        where={} if first is None else first.where,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sample:
+    """What the statistics are of, all [rows, columns], 0 where `used` is not: error = out - rounded, z."""
+
+    error: Float64
+    z: Float64
+    expected: Values
+    model: ErrorModel
+    used: Bool
+    step: Float64
+
+
+def _slopes(sample: _Sample, *, bias: float, row: str) -> Iterator[Statistic]:
+    """Slope error b - 1 with b = sum c out / sum c rounded, of all elements and of the worst row."""
+    model, c = sample.model, np.where(sample.used, sample.model.weights, 0.0)
+    along = np.einsum("th,th->t", c, sample.error)
+    size = np.einsum("th,th->t", c, np.where(sample.used, sample.expected.rounded, 0.0))
+    flip = np.maximum(np.max(np.abs(c) * sample.step, axis=1, initial=0.0), model.slope_flip)
+    total = float(size.sum())
+    if not total > 0.0:
+        return
+    limit = projection_limit(np.array(model.slope_variance.sum()), np.array(flip.max(initial=0.0)), flips=GLOBAL_FLIPS)
+    yield Statistic(
+        name="slope_error",
+        value=float(along.sum()) / total,
+        limit=float(limit) / total + bias,
+        said="The output is {factor:.6g} times what it should be, all of it together; rounding explains "
+        "1 ± {limit:.2g}.",
+        where={},
+    )
+    limits = projection_limit(model.slope_variance, flip, flips=ROW_FLIPS) + bias * np.abs(size)
+    enough = (np.count_nonzero(c, axis=1) >= FEWEST) & (size > 0.0) & (limits > 0.0)
+    if not enough.any():
+        return
+    excess = np.where(enough, np.abs(along) / np.where(enough, limits, 1.0), -1.0)
+    worst = int(np.argmax(excess))
+    yield Statistic(
+        name="worst_row_slope_error",
+        value=float(along[worst] / size[worst]),
+        limit=float(limits[worst] / size[worst]),
+        said=f"{row} {worst} is {{factor:.6g}} times what it should be; rounding explains 1 ± {{limit:.2g}}.",
+        where={row: worst},
+    )
+
+
+def _mean(sample: _Sample, *, bias: float) -> Iterator[Statistic]:
+    """Mean of (out - rounded) / sigma: an offset."""
+    c = np.where(sample.used, 1.0 / np.where(sample.used, sample.expected.sigma, 1.0), 0.0)
+    flip = np.maximum(np.max(c * sample.step, axis=1, initial=0.0), sample.model.mean_flip)
+    variance = np.array(sample.model.mean_variance.sum())
+    slack = bias * float(np.sum(c * np.abs(np.where(sample.used, sample.expected.true, 0.0))))
+    limit = float(projection_limit(variance, np.array(flip.max(initial=0.0)), flips=GLOBAL_FLIPS)) + slack
+    count = np.count_nonzero(sample.used)
+    yield Statistic(
+        name="mean_z",
+        value=float(np.sum(c * sample.error)) / count,
+        limit=limit / count,
+        said="The output is too large by {value:.3g} standard deviations of rounding on average; up to {limit:.2g} is "
+        "normal.",
+        where={},
+    )
+
+
+def _mean_squares(sample: _Sample, *, row: str, groups: dict[str, AnyArray]) -> Iterator[Statistic]:
+    """Root mean square of z: of all elements, of the worst row, column and group."""
+    used, squares = sample.used, np.square(sample.z)
+    rows = np.flatnonzero(used.any(axis=1))
+    yield Statistic(
+        name="rms_z",
+        value=float(np.sqrt(squares.sum() / np.count_nonzero(used))),
+        limit=mean_square_limit(len(rows) * ROW_FREEDOM, groups=1),
+        said="The error is {value:.3g} times what rounding explains on average (up to {limit:.3g} is normal): "
+        "something is rounded once more, or to fewer bits, than assumed.",
+        where={},
+    )
+    members = {
+        row: [np.array([r]) for r in range(len(squares))],
+        **{noun: _members(ids) for noun, ids in groups.items()},
+    }
+    for noun, lists in members.items():
+        worst = _worst_group(squares, used, lists)
+        if worst is not None:
+            yield _grouped(noun, *worst)
+    counts = used.sum(axis=0)
+    if len(rows) >= FEWEST // 4 and counts.any():
+        means = np.sqrt(squares.sum(axis=0) / np.maximum(counts, 1))
+        excess = np.where(counts >= FEWEST // 4, means, 0.0)
+        column = int(np.argmax(excess))
+        yield _grouped(
+            "column", column, float(means[column]), mean_square_limit(int(counts[column]), groups=len(means))
+        )
+
+
+def _members(ids: AnyArray) -> list[AnyArray]:
+    """The rows of each group. ids: [rows, slots] int."""
+    return [np.flatnonzero((ids == group).any(axis=1)) for group in range(int(ids.max(initial=-1)) + 1)]
+
+
+def _worst_group(squares: Float64, used: Bool, lists: list[AnyArray]) -> tuple[int, float, float] | None:
+    """(group, rms z, limit) of the group that is furthest beyond what is normal for its size."""
+    found, worst = None, 0.0
+    by_row, counts = squares.sum(axis=1), used.sum(axis=1)
+    for group, rows in enumerate(lists):
+        count = int(counts[rows].sum())
+        if count < FEWEST:
+            continue
+        value = float(np.sqrt(by_row[rows].sum() / count))
+        limit = mean_square_limit(len(rows) * ROW_FREEDOM, groups=len(lists))
+        if found is None or value / limit > worst:
+            found, worst = (group, value, limit), value / limit
+    return found
+
+
+def _grouped(noun: str, group: int, value: float, limit: float) -> Statistic:
+    return Statistic(
+        name=f"worst_{noun}_rms_z",
+        value=value,
+        limit=limit,
+        said=f"The error in {noun} {group} is {{value:.3g}} times what rounding explains on average (up to "
+        "{limit:.3g} is normal).",
+        where={noun: group},
+    )
+
+
+def _units(sample: _Sample) -> dict[str, float]:
+    """Histogram of |out - rounded| in units in the last place: shares of 0 (the very bits), 1, and more."""
+    units = np.abs(sample.error[sample.used]) / sample.step[sample.used]
+    return {
+        "agreement": float((units == 0.0).mean()),
+        "off_by_one_ulp": float(((units > 0.0) & (units < 1.5)).mean()),
+        "off_by_more_ulps": float((units >= 1.5).mean()),
+        "expected_agreement": float(1.0 - sample.model.disagreement[sample.used].mean()),
+    }
+
+
+def _limits(sample: _Sample, found: list[Statistic]) -> dict[str, float]:
+    """What the run would have seen: the smallest factor of all of the output, and its standard error."""
+    slope = next((statistic for statistic in found if statistic.name == "slope_error"), None)
+    if slope is None:
+        return {}
+    c = np.where(sample.used, sample.model.weights * sample.expected.rounded, 0.0)
+    error = float(np.sqrt(sample.model.slope_variance.sum()) / c.sum())
+    return {"slope_error_se": error, "smallest_factor": slope.limit}
