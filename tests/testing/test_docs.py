@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch  # noqa: F401  # pytester forgets what a run imports first, and torch cannot be imported twice
 
 from tests.cli.command import moecheck
 

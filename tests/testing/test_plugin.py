@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import moecheck.pytest_plugin  # noqa: F401  # pytester forgets what a run imports first; compiled modules mind that
 from moecheck.curated import cases_for
 
 pytest_plugins = ["pytester"]
