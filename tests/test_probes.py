@@ -79,7 +79,7 @@ def test_an_honest_kernel_passes(name: str) -> None:
     assert verdict(case, run(case, spec=case.spec.experts)) is Verdict.PASS
 
 
-SILU, ERF, TANH = (ExpertSpec(activation=name) for name in ("silu", "gelu", "gelu_tanh"))  # type: ignore[arg-type]
+SILU, ERF, TANH = (ExpertSpec(activation=name) for name in ("silu", "gelu", "gelu_tanh"))
 CLAMPED = ExpertSpec(swiglu_limit=7.0)
 QUICK_GELU = ExpertSpec(swiglu_alpha=1.702)
 

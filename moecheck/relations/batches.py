@@ -23,8 +23,11 @@ TOKEN_OPS = ("topk_routing", "fused_experts", "moe_layer", "unpermute")
     keeps_shapes=True,
 )
 def token_permutation(case: Case, inputs: Inputs) -> Trial:
-    """The rows in reverse, turned by one: no row keeps its place, and no block of rows its members' order."""
-    order = np.roll(np.arange(count_rows(case, inputs))[::-1], 1)
+    """The rows in reverse; where there is a middle one, it changes places too, so that no row keeps its own."""
+    order = np.arange(count_rows(case, inputs))[::-1].copy()
+    if len(order) % 2 and len(order) > 1:
+        middle = len(order) // 2
+        order[[middle, middle + 1]] = order[[middle + 1, middle]]
     call = take_rows(case, inputs, order)
     return Trial(calls=(call,), pairs=lambda calls: (like_the_case(calls, 1, rows=order),))
 

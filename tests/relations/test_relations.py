@@ -1,0 +1,289 @@
+"""Every relation holds for the reference, on every op that it speaks of, and is broken by a wrong kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+
+import numpy as np
+import pytest
+
+from moecheck.cases import Case
+from moecheck.checks.finding import Verdict
+from moecheck.formats import AnyArray
+from moecheck.ops import OPS
+from moecheck.relations.relation import Inputs, Outputs, relations
+from moecheck.spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec
+from tests.relations.trial import Kernel, honest, judged, missing
+
+SIZES = {"num_tokens": 24, "num_experts": 8, "hidden_size": 64, "intermediate_size": 64}
+RENORMALISED = MoESpec(routing=RoutingSpec(top_k=2, renormalize=True))
+BIASED = MoESpec(
+    routing=RoutingSpec(top_k=3, scoring="sigmoid", correction_bias="select", renormalize=True, renorm_eps=1e-20)
+)
+CLAMPED = MoESpec(routing=RoutingSpec(top_k=2, renormalize=True), experts=SWIGLUOAI)
+
+
+def case_of(op: str, spec: MoESpec = RENORMALISED, dtype: str = "fp32", **fields: object) -> Case:
+    return Case(op=op, spec=spec, dtype=dtype, **{**SIZES, **fields})  # type: ignore[arg-type]  # fields of Case
+
+
+KINDS = ((RENORMALISED, "fp32"), (RENORMALISED, "bf16"), (BIASED, "fp32"), (CLAMPED, "bf16"))
+CASES = [case_of(op, spec, dtype) for op in OPS for spec, dtype in KINDS]
+HOLDING = [(name, case) for name in relations() for case in CASES if missing(name, case) is None]
+
+
+@pytest.mark.parametrize("declared", [False, True], ids=["undeclared", "declared"])
+@pytest.mark.parametrize(("name", "case"), HOLDING, ids=[f"{n}-{c.op}-{c.dtype}-{c.digest}" for n, c in HOLDING])
+def test_the_reference_obeys(name: str, case: Case, declared: bool) -> None:
+    judgement = judged(name, case, honest, declared=declared)
+    assert judgement.verdict is Verdict.PASS, judgement.message
+    assert all(value == 1.0 for value in judgement.numbers.values())
+
+
+def test_every_relation_is_tried_on_every_op_of_it() -> None:
+    tried = {(name, case.op) for name, case in HOLDING}
+    assert tried == {(name, op) for name, relation in relations().items() for op in relation.ops}
+
+
+def changed(change: Callable[[Case, Inputs, AnyArray], AnyArray]) -> Kernel:
+    """The reference with its first output changed."""
+
+    def kernel(case: Case, inputs: Inputs) -> Outputs:
+        first, *others = honest(case, inputs)
+        return (change(case, inputs, first.copy()).astype(first.dtype), *others)
+
+    return kernel
+
+
+def fed(change: Callable[[Case, Inputs], Inputs]) -> Kernel:
+    """The reference on changed inputs."""
+    return lambda case, inputs: honest(case, {**inputs, **change(case, inputs)})
+
+
+def noisy() -> Kernel:
+    calls = count()
+    return changed(lambda case, inputs, out: out * (1.0 + 2.0**-6 * next(calls)))
+
+
+def drops_past_a_block(case: Case, inputs: Inputs) -> Inputs:
+    """Rows past the 128th of an expert get no weight."""
+    ids, weights = inputs["topk_ids"], inputs["topk_weights"].copy()
+    for expert in range(case.num_experts):
+        token, slot = np.nonzero(ids == expert)
+        weights[token[128:], slot[128:]] = 0
+    return {"topk_weights": weights}
+
+
+def without(ids: AnyArray, expert: int) -> AnyArray:
+    return np.where(ids == expert, -1, ids).astype(ids.dtype)
+
+
+def wraps_foreign_ids(case: Case, inputs: Inputs) -> Inputs:
+    if "expert_map" not in inputs:
+        return {}
+    return {"expert_map": np.where(inputs["expert_map"] < 0, len(inputs["w13"]) - 1, inputs["expert_map"])}
+
+
+def renormalises(case: Case, inputs: Inputs) -> Inputs:
+    weights = inputs["topk_weights"]
+    return {"topk_weights": weights / np.maximum(weights.sum(axis=1, keepdims=True), np.float32(1e-9))}
+
+
+def exchanges_gate_and_up(case: Case, inputs: Inputs) -> Inputs:
+    name = "x" if case.op == "act_and_mul" else "w13"
+    return {name: np.concatenate(np.split(inputs[name], 2, axis=1)[::-1], axis=1)}
+
+
+def leaks_nan(case: Case, inputs: Inputs, out: AnyArray) -> AnyArray:
+    name = next(n for n in ("hidden_states", "x", "router_logits") if n in inputs)
+    return np.asarray(out + 0 * inputs[name].astype(np.float32).sum())
+
+
+def weighs_with_the_bias(case: Case, inputs: Inputs, weights: AnyArray) -> AnyArray:
+    _, ids = honest(case, inputs)
+    scores = 1 / (1 + np.exp(-inputs["router_logits"])) + inputs["correction_bias"]
+    chosen = np.take_along_axis(scores, ids.astype(np.int64), axis=1)
+    return np.asarray(chosen / chosen.sum(axis=1, keepdims=True))
+
+
+def overflowing_softmax(case: Case, inputs: Inputs) -> Inputs:
+    return {"router_logits": np.minimum(inputs["router_logits"], np.float32(9.0))}
+
+
+def ignores_selection(case: Case, inputs: Inputs) -> Outputs:
+    """softmax_over_selected is taken for a plain softmax."""
+    routing = replace(case.spec.routing, softmax_over_selected=False)
+    return honest(replace(case, spec=replace(case.spec, routing=routing)), inputs)
+
+
+def takes_halves_of_wide_ids(case: Case, inputs: Inputs) -> Inputs:
+    ids = inputs["topk_ids"]
+    halves = np.ascontiguousarray(ids).view(np.int32).reshape(-1)[: ids.size].reshape(ids.shape)
+    return {"topk_ids": np.clip(halves, -1, case.num_experts - 1)}
+
+
+def position_counts(case: Case, inputs: Inputs, out: AnyArray) -> AnyArray:
+    out[0] *= out.dtype.type(1.02)
+    return out
+
+
+def batch_counts(case: Case, inputs: Inputs, out: AnyArray) -> AnyArray:
+    return np.asarray(out * out.dtype.type(1 + len(out) / 1000))
+
+
+def last_row_of_a_large_batch(case: Case, inputs: Inputs, out: AnyArray) -> AnyArray:
+    if len(out) > SIZES["num_tokens"]:
+        out[SIZES["num_tokens"] - 1] = 0
+    return out
+
+
+def looks_at_the_last_expert(case: Case, inputs: Inputs, out: AnyArray) -> AnyArray:
+    return np.asarray(out + inputs["w2"][-1].astype(np.float32).std())
+
+
+def contiguous_only(case: Case, inputs: Inputs) -> Inputs:
+    """Reads rows as if they followed each other in memory."""
+    name = next(n for n in ("hidden_states", "x", "router_logits") if n in inputs)
+    array = inputs[name]
+    wide = array if array.base is None or array.flags.c_contiguous else array.base
+    return {
+        name: np.nan_to_num(wide.reshape(-1)[: array.size].reshape(array.shape).astype(np.float32)).astype(array.dtype)
+    }
+
+
+WRONG: list[tuple[str, str, MoESpec, Kernel]] = [
+    ("determinism", "fused_experts", RENORMALISED, noisy()),
+    ("determinism", "topk_routing", RENORMALISED, noisy()),
+    ("batch_invariance", "grouped_gemm", RENORMALISED, changed(batch_counts)),
+    ("batch_invariance", "moe_layer", RENORMALISED, changed(batch_counts)),
+    ("token_permutation", "fused_experts", RENORMALISED, changed(position_counts)),
+    ("token_permutation", "unpermute", RENORMALISED, changed(position_counts)),
+    ("duplicate_tokens", "act_and_mul", RENORMALISED, changed(position_counts)),
+    ("chunked_calls", "topk_routing", RENORMALISED, changed(batch_counts)),
+    ("one_token_calls", "fused_experts", RENORMALISED, changed(batch_counts)),
+    ("skewed_load", "fused_experts", RENORMALISED, fed(drops_past_a_block)),
+    ("appended_tokens", "fused_experts", RENORMALISED, changed(last_row_of_a_large_batch)),
+    ("expert_relabelling", "fused_experts", RENORMALISED, fed(lambda c, i: {"topk_ids": without(i["topk_ids"], 0)})),
+    (
+        "expert_relabelling",
+        "topk_routing",
+        RENORMALISED,
+        fed(lambda c, i: {"router_logits": i["router_logits"] + np.eye(8, dtype=np.float32)[0]}),
+    ),
+    (
+        "slot_permutation",
+        "fused_experts",
+        RENORMALISED,
+        fed(lambda c, i: {"topk_weights": i["topk_weights"] * np.array([1, 0.9], np.float32)}),
+    ),
+    (
+        "zero_weight_slot",
+        "fused_experts",
+        RENORMALISED,
+        fed(lambda c, i: {"topk_weights": np.maximum(i["topk_weights"], np.float32(1e-3))}),
+    ),
+    ("wide_ids", "fused_experts", RENORMALISED, fed(takes_halves_of_wide_ids)),
+    ("wide_rows", "fused_experts", RENORMALISED, fed(contiguous_only)),
+    ("wide_rows", "act_and_mul", RENORMALISED, fed(contiguous_only)),
+    ("shifted_logits", "topk_routing", RENORMALISED, fed(overflowing_softmax)),
+    ("shifted_logits", "moe_layer", RENORMALISED, fed(overflowing_softmax)),
+    ("shifted_bias", "topk_routing", BIASED, changed(weighs_with_the_bias)),
+    ("softmax_over_chosen", "topk_routing", RENORMALISED, ignores_selection),
+    ("linear_in_weights", "fused_experts", RENORMALISED, fed(renormalises)),
+    ("linear_in_weights", "unpermute", RENORMALISED, fed(renormalises)),
+    ("scaled_weights", "fused_experts", RENORMALISED, fed(renormalises)),
+    ("scaled_w2", "fused_experts", RENORMALISED, changed(lambda c, i, out: out + out.dtype.type(0.01))),
+    ("scaled_w2", "grouped_gemm", RENORMALISED, changed(lambda c, i, out: np.clip(out, -6, 6))),
+    ("scaled_up", "fused_experts", RENORMALISED, fed(exchanges_gate_and_up)),
+    ("scaled_up", "act_and_mul", RENORMALISED, fed(exchanges_gate_and_up)),
+    ("negated_up", "fused_experts", RENORMALISED, fed(exchanges_gate_and_up)),
+    ("negated_up", "act_and_mul", RENORMALISED, fed(exchanges_gate_and_up)),
+    ("expert_shards", "fused_experts", RENORMALISED, fed(wraps_foreign_ids)),
+    (
+        "tensor_shards",
+        "fused_experts",
+        RENORMALISED,
+        changed(lambda c, i, out: out + i["hidden_states"] * out.dtype.type(0.1)),
+    ),
+    ("nan_token", "fused_experts", RENORMALISED, changed(leaks_nan)),
+    ("nan_token", "topk_routing", RENORMALISED, changed(leaks_nan)),
+    ("zero_token", "fused_experts", RENORMALISED, changed(lambda c, i, out: out + out.dtype.type(1e-6))),
+    ("padding_rows", "fused_experts", RENORMALISED, changed(leaks_nan)),
+    ("unused_experts", "fused_experts", RENORMALISED, changed(looks_at_the_last_expert)),
+]
+
+
+@pytest.mark.parametrize("declared", [False, True], ids=["undeclared", "declared"])
+@pytest.mark.parametrize(("name", "op", "spec", "kernel"), WRONG, ids=[f"{w[0]}-{w[1]}" for w in WRONG])
+def test_a_wrong_kernel_breaks_it(name: str, op: str, spec: MoESpec, kernel: Kernel, declared: bool) -> None:
+    judgement = judged(name, case_of(op, spec), kernel, declared=declared)
+    assert judgement.verdict in (Verdict.FAIL, Verdict.PROVEN_WRONG)
+    assert judgement.check == name
+    assert {"row", "column"} <= judgement.where.keys()
+    assert "should equal" in judgement.message
+    assert all(value == 0.0 for value in judgement.numbers.values())
+
+
+def test_every_relation_that_can_fail_has_a_wrong_kernel() -> None:
+    assert {name for name, *_ in WRONG} == relations().keys() - {"unused_experts_of_nan"}
+
+
+def test_one_bit_breaks_a_declared_capability_and_is_reported_where_none_is_declared() -> None:
+    def kernel(case: Case, inputs: Inputs) -> Outputs:
+        (out,) = honest(case, inputs)
+        out.view(np.uint32)[0, 0] ^= len(out) % 2
+        return (out,)
+
+    case = case_of("fused_experts", num_tokens=22)  # half of it is odd
+    told = judged("batch_invariance", case, kernel)
+    proven = judged("batch_invariance", case, kernel, declared=True)
+
+    assert (told.verdict, told.numbers) == (Verdict.PASS, {"batch_invariant_observed": 0.0})
+    assert (proven.verdict, proven.numbers) == (Verdict.PROVEN_WRONG, {"batch_invariant_observed": 0.0})
+    assert proven.message.startswith("It declares batch_invariant=True, by which the first half of the rows")
+
+
+def test_nan_in_an_unused_expert_is_reported_and_fails_nothing() -> None:
+    kernel = changed(lambda c, i, out: out + 0 * i["w2"][-1].astype(np.float32).sum())
+    judgement = judged("unused_experts_of_nan", case_of("fused_experts"), kernel)
+    assert (judgement.verdict, judgement.numbers) == (Verdict.PASS, {"nan_weights_isolation_observed": 0.0})
+
+
+def test_a_further_call_of_the_wrong_shape_is_proven_wrong() -> None:
+    def kernel(case: Case, inputs: Inputs) -> Outputs:
+        return (honest(case, inputs)[0][: SIZES["num_tokens"]],)
+
+    judgement = judged("appended_tokens", case_of("fused_experts"), kernel)
+    assert judgement.verdict is Verdict.PROVEN_WRONG
+    assert "Out has shape [24, 64], expected [29, 64]" in judgement.message
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "reason"),
+    [
+        ("scaled_up", case_of("fused_experts", CLAMPED), "clamps or shifts the up projection"),
+        ("zero_token", case_of("fused_experts", CLAMPED), "has biases"),
+        ("scaled_w2", case_of("fused_experts", dtype="fp16"), "is in fp16, whose range is narrow"),
+        ("scaled_w2", case_of("fused_experts", stratum="outlier"), "has values near the end of the range"),
+        ("tensor_shards", case_of("fused_experts", intermediate_size=44), "has an intermediate size that 2 ranks"),
+        ("tensor_shards", case_of("fused_experts", CLAMPED), "has a second bias"),
+        ("expert_shards", case_of("fused_experts", num_local_experts=4), "has experts on other ranks"),
+        ("shifted_logits", case_of("topk_routing", dtype="bf16"), "has bf16 logits"),
+        ("shifted_logits", case_of("topk_routing", BIASED), "takes no softmax"),
+        ("shifted_bias", case_of("topk_routing"), "has no bias that selects"),
+        ("token_permutation", case_of("fused_experts", num_tokens=1), "has 1 tokens"),
+        ("wide_rows", case_of("fused_experts", layout="strided"), "has wide rows already"),
+        ("nan_token", case_of("topk_routing", load="extreme"), "has inputs that are not finite"),
+        (
+            "scaled_weights",
+            case_of("fused_experts", MoESpec(routing=RoutingSpec(top_k=1), experts=ExpertSpec(weight_on_input=True))),
+            "weighs the experts' inputs",
+        ),
+        ("scaled_up", case_of("permute"), "says nothing of permute"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_relation_knows_where_it_does_not_hold(name: str, case: Case, reason: str) -> None:
+    assert (missing(name, case) or "").startswith(reason)
