@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,13 +19,14 @@ def shares(wrong: Bool, row: str) -> str:
     if count == 1:
         return amount
     if len(rows) <= len(wrong) // 2:
-        return f"{amount}, all in {_names(row, rows)}"
+        return f"{amount}, all in {names(row, rows)}"
     if len(columns) <= wrong.shape[1] // 2:
-        return f"{amount}, all in {_names('column', columns)}"
+        return f"{amount}, all in {names('column', columns)}"
     return f"{amount}, in {len(rows)} of {len(wrong)} {row}s"
 
 
-def _names(noun: str, indices: npt.NDArray[np.intp]) -> str:
+def names(noun: str, indices: npt.NDArray[np.integer[Any]]) -> str:
+    """`tokens 3 to 7`: a few indices by name."""
     if len(indices) == 1:
         return f"{noun} {indices[0]}"
     if len(indices) > 2 and indices[-1] - indices[0] == len(indices) - 1:

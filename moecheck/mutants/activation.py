@@ -233,7 +233,9 @@ def up_missing(call: Call) -> Float64:
     return value_by(call, lambda maths, g, u: maths.act(g))
 
 
-@mutant("gate_times_up_sigmoid", "sigmoid(gate) * up: the gate itself is missing from silu", *ACTIVATED, when=plain_silu)
+@mutant(
+    "gate_times_up_sigmoid", "sigmoid(gate) * up: the gate itself is missing from silu", *ACTIVATED, when=plain_silu
+)
 def sigmoid_for_silu(call: Call) -> Float64:
     return value_by(call, lambda maths, g, u: maths.up(u) / (1.0 + np.exp(-g)))
 
@@ -288,5 +290,3 @@ def b2_twice(call: Call) -> Call:
 )
 def weight_on_input_vs_output(call: Call) -> Call:
     return with_experts(call, weight_on_input=not experts(call.case).weight_on_input)
-
-

@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moecheck.bounds import FLUSHED
 from moecheck.cases import Case
-from moecheck.formats import AnyArray, Float64, round_to, to_float64
+from moecheck.formats import AnyArray, Float64, round_to, to_float64, ulp
 from moecheck.numerics import FLOOR, Numerics
 from moecheck.oracle import Oracle, call_reference, reference_modules
 
 Ids = npt.NDArray[np.integer[Any]]
+OWN_ULPS = 0.6  # standard deviation of four independent roundings to nearest, in ulps of the result
 ROUTER_INPUTS = ("router_logits", "correction_bias", "per_expert_scale")
 
 
 class Slots(NamedTuple):
-    """What each token's slots hold. weights: [T, slots] float64. ids: [T, slots] int (rows of `permuted` in unpermute)."""
+    """What each token's slots hold. weights: [T, slots] float64. ids: [T, slots] int (unpermute: rows)."""
 
     weights: Float64
     ids: Ids
@@ -114,31 +114,33 @@ def value(mutation: Mutation) -> Float64:
     """The mutation's unrounded output [rows, columns]."""
     if isinstance(mutation, Call):
         module = reference_modules()[mutation.case.op]
-        out: Float64 = call_reference(getattr(module, mutation.case.op), mutation.case, mutation.inputs, **_topk(mutation))
+        out: Float64 = call_reference(
+            getattr(module, mutation.case.op), mutation.case, mutation.inputs, **_topk(mutation)
+        )
         return out
     if isinstance(mutation, tuple):
         return _sum([_of_term(term, value(term.call)) for term in mutation])
     return mutation
 
 
-def predict(mutation: Mutation, numerics: Numerics | None, fallback: Float64) -> Prediction:
+def predict(mutation: Mutation, numerics: Numerics | None, fallback: Float64, dtype: str) -> Prediction:
     """The mutation's unrounded output and its sigma under a contract (None: the floor contract).
 
-    fallback: sigma where the mutation is a value without one, that of the right output.
+    fallback: that of the right output, from which the sigma of a mutation that is a bare value is guessed: four
+    roundings to the output's format more.
     """
     if isinstance(mutation, Call):
-        module, case = reference_modules()[mutation.case.op], mutation.case
+        case = mutation.case
+        function = reference_modules()[case.op].estimate
         contract = (numerics or FLOOR).resolve(case.dtype)
-        return Prediction(
-            *call_reference(
-                module.value_and_sigma, case, mutation.inputs, numerics=contract, dtype=case.dtype, **_topk(mutation)
-            )
-        )
+        errors = call_reference(function, case, mutation.inputs, numerics=contract, dtype=case.dtype, **_topk(mutation))
+        return Prediction(errors.value, errors.sigma)
     if isinstance(mutation, tuple):
-        parts = [(term, predict(term.call, numerics, fallback)) for term in mutation]
+        parts = [(term, predict(term.call, numerics, fallback, dtype)) for term in mutation]
         variance = _sum([np.square(_of_term(term, part.sigma)) for term, part in parts])
         return Prediction(_sum([_of_term(term, part.value) for term, part in parts]), np.sqrt(variance))
-    return Prediction(mutation, fallback)
+    out = (numerics or FLOOR).resolve(dtype).out
+    return Prediction(mutation, np.hypot(fallback, OWN_ULPS * ulp(mutation, out)))
 
 
 def rounded(mutation: Mutation, numerics: Numerics | None, dtype: str) -> Float64:
@@ -153,11 +155,6 @@ def rounded(mutation: Mutation, numerics: Numerics | None, dtype: str) -> Float6
     if isinstance(mutation, tuple):
         mutation = _sum([_of_term(term, rounded(term.call, numerics, dtype)) for term in mutation])
     return round_to(mutation, contract.out)
-
-
-def explained(error: Float64) -> npt.NDArray[np.bool_]:
-    """Where an absolute error is no larger than a flush to zero."""
-    return np.asarray(error <= FLUSHED)
 
 
 def _topk(call: Call) -> dict[str, object]:

@@ -11,7 +11,7 @@ from moecheck.formats import Float64, to_float64
 from moecheck.oracle import reference_modules
 from moecheck.spec import ExpertSpec
 
-from .call import Call, slots_of, value, with_slots
+from .call import Call, slots_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,9 @@ def _shared(call: Call, x: Float64, function: Function) -> Float64:
     if call.case.spec.routing.num_zero_experts:
         ids = slots_of(call).ids
         first = call.case.num_experts - call.case.spec.routing.num_zero_experts
-        part = value(with_slots(_without_shared(call), ids=np.where((ids >= first) & (ids < call.case.num_experts), ids, -1)))
+        zero = (ids >= first) & (ids < call.case.num_experts)
+        weights = np.where(zero, slots_of(call).weights, 0.0).sum(axis=1, keepdims=True)
+        part = x * weights * module._output_factor(call.case.spec.routing)
     if kind == "none":
         return part
     shared = _hidden(call, x @ to_float64(inputs["shared_w13"]).T, function) @ to_float64(inputs["shared_w2"]).T

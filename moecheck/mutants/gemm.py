@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from moecheck.cases import Case
-from moecheck.formats import Float64
 
 from .call import Call, Mutation, Term, slots_of, value, with_inputs
 from .registry import mutant
@@ -136,8 +136,8 @@ def next_expert(call: Call) -> Call:
     return with_inputs(call, **{n: np.roll(call.inputs[n], -1, axis=0) for n in names if n in call.inputs})
 
 
-def _rows_per_expert(call: Call) -> Float64:
+def _rows_per_expert(call: Call) -> npt.NDArray[np.intp]:
     if call.case.op == "grouped_gemm":
-        return np.diff(call.inputs["expert_ends"], prepend=0).astype(np.float64)
+        return np.asarray(np.diff(call.inputs["expert_ends"], prepend=0), dtype=np.intp)
     ids = slots_of(call).ids
-    return np.bincount(ids[ids >= 0].reshape(-1), minlength=call.case.num_experts).astype(np.float64)
+    return np.bincount(ids[ids >= 0].reshape(-1), minlength=call.case.num_experts)

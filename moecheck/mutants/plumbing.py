@@ -123,9 +123,9 @@ def group_dropped(call: Call) -> Mutation:
 def slot_lost(call: Call) -> Call:
     slots = slots_of(call)
     held = np.where(slots.ids >= 0, np.abs(slots.weights), 0.0)
-    token, slot = np.unravel_index(int(np.argmax(held)), held.shape)
+    token = int(np.argmax(np.sort(held, axis=1)[:, -2:].min(axis=1)))  # where others are left
     ids = slots.ids.copy()
-    ids[token, slot] = -1
+    ids[token, int(np.argmax(held[token]))] = -1
     return with_slots(call, ids=ids)
 
 
@@ -138,7 +138,7 @@ def slot_lost(call: Call) -> Call:
 )
 def map_wraps(call: Call) -> Call:
     given = call.inputs["expert_map"]
-    return with_inputs(call, expert_map=np.where(given < 0, call.case.num_local_experts - 1, given).astype(np.int32))
+    return with_inputs(call, expert_map=np.where(given < 0, given.max(), given).astype(np.int32))
 
 
 @mutant(

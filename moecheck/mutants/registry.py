@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from moecheck.oracle import Oracle
 from .call import Call, Mutation, Prediction, Slots, call_of, predict, rounded, slots_of, value
 
 Change = Callable[[Call], Mutation]
+AnyChange = TypeVar("AnyChange", bound=Change)
 PACKAGE = "moecheck.mutants"
 
 
@@ -69,10 +71,10 @@ def mutant(
     sources: tuple[str, ...] = (),
     variant: str = "",
     fitted: bool = False,
-) -> Callable[[Change], Change]:
+) -> Callable[[AnyChange], AnyChange]:
     """Register the decorated change of a call as a mutant; returns the function unchanged."""
 
-    def register(change: Change) -> Change:
+    def register(change: AnyChange) -> AnyChange:
         made = Mutant(
             name=name,
             words=words,
@@ -119,7 +121,7 @@ def mutated_value(one: Mutant, case: Case, oracle: Oracle) -> AnyArray:
 
 def mutated_prediction(one: Mutant, case: Case, oracle: Oracle, numerics: Numerics | None) -> Prediction:
     """The unrounded output of a kernel with this bug and the sigma of its errors under a contract."""
-    return predict(one.mutate(case, oracle), numerics, oracle.values(case, numerics).sigma)
+    return predict(one.mutate(case, oracle), numerics, oracle.values(case, numerics).sigma, case.dtype)
 
 
 def mutated_outputs(one: Mutant, case: Case, oracle: Oracle, numerics: Numerics | None) -> tuple[AnyArray, ...]:

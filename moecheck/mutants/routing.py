@@ -245,7 +245,9 @@ def softmax_over_all(call: Call) -> Call:
     return with_routing(call, softmax_over_selected=False, renormalize=False)
 
 
-@mutant("softcap_missing", "the logits' soft cap is missing", *ROUTED, when=lambda case: routing(case).softcap is not None)
+@mutant(
+    "softcap_missing", "the logits' soft cap is missing", *ROUTED, when=lambda case: routing(case).softcap is not None
+)
 def softcap_missing(call: Call) -> Call:
     return with_routing(call, softcap=None)
 

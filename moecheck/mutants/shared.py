@@ -148,7 +148,9 @@ def shared_missing(call: Call) -> Mutation:
     return weighed(call, 0.0)
 
 
-@mutant("shared_twice", "the shared expert is added twice", *SHARED, when=has_shared, sources=("vllm-project/vllm#28277",))
+@mutant(
+    "shared_twice", "the shared expert is added twice", *SHARED, when=has_shared, sources=("vllm-project/vllm#28277",)
+)
 def shared_twice(call: Call) -> Mutation:
     return weighed(call, 2.0)
 
@@ -157,9 +159,7 @@ def shared_twice(call: Call) -> Mutation:
     "shared_replaced_by_routed",
     "one more routed expert stands in the place of the shared one",
     "moe_layer",
-    when=lambda case: has_shared(case)
-    and (routing(case).top_k + 1) * routing(case).num_expert_groups <= case.num_experts * routing(case).topk_groups
-    and routing(case).selection == "topk",
+    when=lambda case: has_shared(case) and _one_more_fits(case),
     sources=("sgl-project/sglang#38963",),
 )
 def shared_replaced_by_routed(call: Call) -> Call:
@@ -192,7 +192,11 @@ def _routed_sum(call: Call) -> Float64:
     return total
 
 
+def _one_more_fits(case: Case) -> bool:
+    spec = routing(case)
+    room = case.num_experts * spec.topk_groups // spec.num_expert_groups
+    return spec.top_k < room and spec.selection == "topk" and not case.spec.experts.weight_on_input
+
+
 def _gated(case: Case) -> bool:
     return case.op == "moe_layer" and case.spec.shared_experts == "gated"
-
-
