@@ -59,6 +59,17 @@ def mean_square_limit(freedom: int, *, groups: int) -> float:
     return float(1.25 * np.sqrt(square))
 
 
+def disagreement_limit(expected: float, *, rows: int) -> float:
+    """Largest share of outputs whose bits differ from the right contract's reference, `expected` of which are flips.
+
+    A kernel's accumulation is not ours: blocks, split sums and tensor cores leave more or fewer flips. Measured over
+    the built-in kernels (reports/contracts/cpu.txt) their share is at most 1.2 times the simulated one; a store too
+    many or too few changes 0.1 or more of the outputs. One flip before the second GEMM changes about a tenth of its
+    token's row, which counts where there are few rows.
+    """
+    return 3.0 * expected + 0.02 + 0.2 / max(rows, 1)
+
+
 def truncation_bias(terms: int, dtype: str) -> float:
     """Relative deviation that tensor cores' truncating accumulators explain for sums of `terms` products.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .bounds import disagreement_limit
 from .cases import Case
 from .formats import AnyArray
 from .identify_candidates import VALUE_OPS
@@ -28,12 +29,6 @@ __all__ = [
 
 BIASED = ExpertSpec(w13_bias=True, w2_bias=True)
 FIRST_DTYPES = ("bf16", "fp16", "fp32")
-
-# A kernel's accumulation is not ours: blocks, split sums and tensor cores leave more or fewer flips than the simulated
-# kernel has. Measured over the built-in kernels (reports/contracts/cpu.txt) their share of other bits is at most 1.2
-# times the simulated one; a store too many or too few changes 0.1 or more of the outputs, routing weights off by 1.002
-# 0.3. One flip before the second GEMM changes about a tenth of its token's row, which counts where there are few rows.
-FLIPS, SLACK, ROW_SLACK = 3.0, 0.02, 0.2
 
 
 def identification_cases(declaration: Declaration) -> tuple[Case, ...]:
@@ -93,7 +88,7 @@ def is_known(agreement: float, expected: float, *, rows: int) -> bool:
     The simulated kernel has the contract's stores and the references' model of fp32 sums. Each of its bits that differs
     is a flip: a value so near to a rounding boundary that accumulation carries it across. rows: of all outputs.
     """
-    return agreement >= 1.0 - FLIPS * (1.0 - expected) - SLACK - ROW_SLACK / rows
+    return 1.0 - agreement <= disagreement_limit(1.0 - expected, rows=rows)
 
 
 def _by_case(observations: Sequence[tuple[Case, AnyArray]], oracle: Oracle) -> tuple[tuple[str, Identified], ...]:

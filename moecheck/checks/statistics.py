@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moecheck.bounds import FLUSHED, GLOBAL_FLIPS, ROW_FLIPS, mean_square_limit, projection_limit
+from moecheck.bounds import (
+    FLUSHED,
+    GLOBAL_FLIPS,
+    ROW_FLIPS,
+    disagreement_limit,
+    mean_square_limit,
+    projection_limit,
+)
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.formats import AnyArray, Float64
 from moecheck.oracle import ErrorModel, Values
@@ -42,13 +49,21 @@ class Statistic:
 
 
 def judge_statistics(
-    out: Float64, expected: Values, *, step: Float64, bias: float, row: str, groups: dict[str, AnyArray] | None = None
+    out: Float64,
+    expected: Values,
+    *,
+    step: Float64,
+    bias: float,
+    row: str,
+    groups: dict[str, AnyArray] | None = None,
+    bits: bool,
 ) -> Judgement | None:
     """FAIL when a statistic of out - rounded or of z = (out - true) / sigma exceeds what rounding explains.
 
     out: [rows, columns] float64. step: [rows, columns], one unit in the last place of the output. bias: relative
     deviation that the accumulator's truncation explains. row: what a row is called. groups: noun -> [rows, slots] int,
-    ids of the groups that each row belongs to (`expert`), -1 for none. None where there is too little to average.
+    ids of the groups that each row belongs to (`expert`), -1 for none. bits: whether `rounded` is rounded as the kernel
+    should, so that most bits must agree. None where there is too little to average.
     """
     model = expected.model
     with np.errstate(invalid="ignore"):
@@ -65,6 +80,7 @@ def judge_statistics(
         step=np.where(used, step, 0.0),
     )
     found = [
+        *_disagreement(sample, compared=bits, count=len(out)),
         *_slopes(sample, bias=bias, row=row),
         *_mean(sample, bias=bias),
         *_mean_squares(sample, row=row, groups=groups or {}),
@@ -91,6 +107,29 @@ class _Sample:
     model: ErrorModel
     used: Bool
     step: Float64
+
+
+def reproduces(out: Float64, expected: Values) -> bool:
+    """Whether most of the bits of out [rows, columns] are those of the rounded reference, as in the right contract."""
+    finite = np.isfinite(out) & np.isfinite(expected.rounded)
+    if expected.model is None or not finite.any():
+        return True
+    limit = disagreement_limit(float(expected.model.disagreement[finite].mean()), rows=len(out))
+    return bool((out != expected.rounded)[finite].mean() <= limit)
+
+
+def _disagreement(sample: _Sample, *, compared: bool, count: int) -> Iterator[Statistic]:
+    """Share of elements whose bits are not those of the rounded reference."""
+    if compared:
+        expected = float(sample.model.disagreement[sample.used].mean())
+        yield Statistic(
+            name="disagreement",
+            value=float((sample.error != 0.0)[sample.used].mean()),
+            limit=disagreement_limit(expected, rows=count),
+            said="{value:.2%} of the elements have other bits than the reference that rounds where this kernel does, up "
+            "to {limit:.2%} is normal: on this case it rounds elsewhere, or its values are slightly off.",
+            where={},
+        )
 
 
 def _slopes(sample: _Sample, *, bias: float, row: str) -> Iterator[Statistic]:

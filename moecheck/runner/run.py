@@ -230,7 +230,15 @@ class _KernelLoop:
             return Judged(judgements=(Judgement(check="run", verdict=verdict, message=message),))
         first = self.contract is None
         declaration, contract = self.run.plan.declaration, self._contract()
-        judged = judge(case, outcome.outputs, self.oracle, self.settings.limits, contract.numerics, tie=declaration.tie)
+        judged = judge(
+            case,
+            outcome.outputs,
+            self.oracle,
+            self.settings.limits,
+            contract.numerics,
+            tie=declaration.tie,
+            declared=declaration.numerics is not None,
+        )
         self.relating.note(judged.judgements)
         more = [contract.judgement] if first and contract.judgement is not None else []
         if outcome.modified:
