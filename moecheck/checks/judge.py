@@ -117,6 +117,7 @@ def _statistics(
         bias=bias,
         row=ROW_NAMES.get(case.op, "token"),
         groups=groups,
+        elementwise=case.op == "act_and_mul",
         bits=numerics is not None and stored_as != "fp32",
     )
 

@@ -29,8 +29,8 @@ ROW_FREEDOM = 4  # independent errors that the elements of a row are worth at le
 class Statistic:
     """One statistic of an output. value: as measured. limit: what honest rounding explains, of |value|.
 
-    said: what a value beyond the limit means, in words; {value}, {factor} = 1 + value and {limit} are filled in.
-    where: the group at fault.
+    said: what a value beyond the limit means, in words; {value} and {limit} are filled in. where: the group at
+    fault.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Statistic:
 
     @property
     def message(self) -> str:
-        return self.said.format(value=self.value, factor=1.0 + self.value, limit=self.limit)
+        return self.said.format(value=self.value, limit=self.limit)
 
 
 def judge_statistics(
@@ -55,15 +55,17 @@ def judge_statistics(
     step: Float64,
     bias: float,
     row: str,
-    groups: dict[str, AnyArray] | None = None,
     bits: bool,
+    elementwise: bool = False,
+    groups: dict[str, AnyArray] | None = None,
 ) -> Judgement | None:
     """FAIL when a statistic of out - rounded or of z = (out - true) / sigma exceeds what rounding explains.
 
     out: [rows, columns] float64. step: [rows, columns], one unit in the last place of the output. bias: relative
     deviation that the accumulator's truncation explains. row: what a row is called. groups: noun -> [rows, slots] int,
     ids of the groups that each row belongs to (`expert`), -1 for none. bits: whether `rounded` is rounded as the kernel
-    should, so that most bits must agree. None where there is too little to average.
+    should, so that most bits must agree. elementwise: the output is a function of single inputs, whose errors may all be to one
+    side. None where there is too little to average.
     """
     model = expected.model
     with np.errstate(invalid="ignore"):
@@ -81,7 +83,7 @@ def judge_statistics(
     )
     found = [
         *_disagreement(sample, compared=bits, count=len(out)),
-        *_slopes(sample, bias=bias, row=row),
+        *_slopes(sample, bias=bias, row=row, elementwise=elementwise),
         *_mean(sample, bias=bias),
         *_mean_squares(sample, row=row, groups=groups or {}),
     ]
@@ -126,18 +128,19 @@ def _disagreement(sample: _Sample, *, compared: bool, count: int) -> Iterator[St
             name="disagreement",
             value=float((sample.error != 0.0)[sample.used].mean()),
             limit=disagreement_limit(expected, rows=count),
-            said="{value:.2%} of the elements have other bits than the reference that rounds where this kernel does, up "
-            "to {limit:.2%} is normal: on this case it rounds elsewhere, or its values are slightly off.",
+            said="{value:.2%} of the elements have other bits than the reference that rounds where this kernel does "
+            "({limit:.2%} is normal): on this case it rounds elsewhere, or its values are slightly off.",
             where={},
         )
 
 
-def _slopes(sample: _Sample, *, bias: float, row: str) -> Iterator[Statistic]:
+def _slopes(sample: _Sample, *, bias: float, row: str, elementwise: bool) -> Iterator[Statistic]:
     """Slope error b - 1 with b = sum c out / sum c rounded, of all elements and of the worst row."""
     model, c = sample.model, np.where(sample.used, sample.model.weights, 0.0)
     along = np.einsum("th,th->t", c, sample.error)
     size = np.einsum("th,th->t", c, np.where(sample.used, sample.expected.rounded, 0.0))
     flip = np.maximum(np.max(np.abs(c) * sample.step, axis=1, initial=0.0), model.slope_flip)
+    one_side = np.einsum("th,th->t", np.abs(c), model.disagreement * sample.step) * elementwise
     total = float(size.sum())
     if not total > 0.0:
         return
@@ -145,12 +148,11 @@ def _slopes(sample: _Sample, *, bias: float, row: str) -> Iterator[Statistic]:
     yield Statistic(
         name="slope_error",
         value=float(along.sum()) / total,
-        limit=float(limit) / total + bias,
-        said="The output is {factor:.6g} times what it should be, all of it together; rounding explains "
-        "1 ± {limit:.2g}.",
+        limit=(float(limit) + float(one_side.sum())) / total + bias,
+        said="The output as a whole is 1 {value:+.2g} times what it should be; rounding explains 1 ± {limit:.2g}.",
         where={},
     )
-    limits = projection_limit(model.slope_variance, flip, flips=ROW_FLIPS) + bias * np.abs(size)
+    limits = projection_limit(model.slope_variance, flip, flips=ROW_FLIPS) + bias * np.abs(size) + one_side
     enough = (np.count_nonzero(c, axis=1) >= FEWEST) & (size > 0.0) & (limits > 0.0)
     if not enough.any():
         return
@@ -160,7 +162,7 @@ def _slopes(sample: _Sample, *, bias: float, row: str) -> Iterator[Statistic]:
         name="worst_row_slope_error",
         value=float(along[worst] / size[worst]),
         limit=float(limits[worst] / size[worst]),
-        said=f"{row} {worst} is {{factor:.6g}} times what it should be; rounding explains 1 ± {{limit:.2g}}.",
+        said=f"{row} {worst} is 1 {{value:+.2g}} times what it should be; rounding explains 1 ± {{limit:.2g}}.",
         where={row: worst},
     )
 
