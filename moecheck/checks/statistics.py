@@ -29,8 +29,8 @@ ROW_FREEDOM = 4  # independent errors that the elements of a row are worth at le
 class Statistic:
     """One statistic of an output. value: as measured. limit: what honest rounding explains, of |value|.
 
-    said: what a value beyond the limit means, in words; {value} and {limit} are filled in. where: the group at
-    fault.
+    said: what a value beyond the limit means, in words; {value} and {limit} are filled in.
+    where: the group at fault.
     """
 
     name: str
@@ -64,8 +64,8 @@ def judge_statistics(
     out: [rows, columns] float64. step: [rows, columns], one unit in the last place of the output. bias: relative
     deviation that the accumulator's truncation explains. row: what a row is called. groups: noun -> [rows, slots] int,
     ids of the groups that each row belongs to (`expert`), -1 for none. bits: whether `rounded` is rounded as the kernel
-    should, so that most bits must agree. elementwise: the output is a function of single inputs, whose errors may all be to one
-    side. None where there is too little to average.
+    should, so that most bits must agree. elementwise: the output is a function of single inputs, whose errors may
+    all be to one side. None where there is too little to average.
     """
     model = expected.model
     with np.errstate(invalid="ignore"):
