@@ -148,6 +148,7 @@ def _record(one: Checked) -> dict[str, Any]:
         "numbers": examined.numbers,
         "tol": examined.limits.tol,
         "contract": examined.contract,
+        "limit": examined.limit,
         "diagnosis": examined.diagnosis,
         "unused": one.dump.unused,
     }

@@ -38,11 +38,15 @@ class MoeMismatch(AssertionError, MoecheckError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoeMatch:
-    """A comparison that passed. numbers: metric name -> value. contract: its rounding points, in words."""
+    """A comparison that passed. numbers: metric name -> value; smallest_factor is what would have been seen.
+
+    contract: the rounding points that were found, in words. limit: what would have been seen, in words.
+    """
 
     verdict: Verdict
     numbers: dict[str, float] = field(default_factory=dict)
     contract: str = ""
+    limit: str = ""
 
 
 def assert_moe_close(
@@ -74,7 +78,9 @@ def assert_moe_close(
     outputs = host_outputs(described.case.op, out)
     examined = examine(described, outputs, limits=limits, numerics=declared, identified=numerics == "identify")
     if examined.verdict is Verdict.PASS:
-        return MoeMatch(verdict=Verdict.PASS, numbers=examined.numbers, contract=examined.contract)
+        return MoeMatch(
+            verdict=Verdict.PASS, numbers=examined.numbers, contract=examined.contract, limit=examined.limit
+        )
     own = case_or_inputs if isinstance(case_or_inputs, Case) else None
     raise MoeMismatch(examined, again(own, _kept(described, outputs, declared)))
 

@@ -12,6 +12,7 @@ from moecheck.checks.finding import Judgement, Verdict
 from moecheck.checks.judge import VALUE_OPS
 from moecheck.formats import AnyArray
 from moecheck.identify import identify, judge_numerics
+from moecheck.identify_search import pool_of
 from moecheck.numerics import Numerics
 
 from .given import Given, given
@@ -47,6 +48,7 @@ def contract_of(described: Given, outputs: tuple[AnyArray, ...], declared: Numer
     if not out.size:
         return Contract(numerics=declared)
     identified = identify([(some.case, out)], some.oracle())
+    pool_of.cache_clear()  # it is kept for further kernels on the same case, which a captured call does not have
     found = identified.numerics if identified.known else None
     return Contract(numerics=declared or found, judgement=judge_numerics(declared, identified))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from moecheck.bounds import z_limit
 from moecheck.checks.finding import FAILURES, Judgement, Verdict, worst
 from moecheck.checks.judge import Judged, Limits, judge
 from moecheck.diagnosis import diagnose
 from moecheck.formats import AnyArray
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
-from moecheck.report.picture import ErrorPicture
+from moecheck.report.picture import ErrorPicture, picture_of
 
 from .contract import Contract, contract_of
 from .given import Given
@@ -57,6 +58,15 @@ class Examined:
         return next((j.message for j in self.judged.judgements if j.check == CONTRACT), "")
 
     @cached_property
+    def limit(self) -> str:
+        """What a passing comparison would have seen, in words; empty where no statistic says."""
+        factor = self.numbers.get("smallest_factor")
+        if self.verdict is not Verdict.PASS or factor is None or self.judged.out is None:
+            return ""
+        most = z_limit(self.judged.out.size)
+        return f"A factor of 1 ± {factor:.1g} on all of the output would show, and {most:.1f} sigma in one element."
+
+    @cached_property
     def diagnosis(self) -> str:
         """What a failure looks like, in words; empty for other verdicts and where nothing is known.
 
@@ -70,9 +80,6 @@ class Examined:
 
     def picture(self, name: str) -> ErrorPicture | None:
         """Where the error is, for ops with one floating-point output that is not empty."""
-        from moecheck.bounds import z_limit
-        from moecheck.report.picture import picture_of
-
         out, values = self.judged.out, self.judged.values
         if out is None or values is None or not out.size:
             return None

@@ -87,7 +87,10 @@ def save_tensors(path: Path, tensors: Mapping[str, AnyArray], metadata: dict[str
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
+        mode = unfinished.stat().st_mode
         save_file(dense, unfinished, metadata=metadata)
+        unfinished.chmod(mode)  # the library's files are for their owner only
         unfinished.replace(path)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):

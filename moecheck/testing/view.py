@@ -26,6 +26,7 @@ def examined_view(examined: Examined, name: str, *, width: int, kernel: str = ""
     for judgement in examined.judged.judgements:
         if judgement.message or judgement.verdict is not Verdict.PASS:
             parts.append(indented(reason(judgement)))
+    parts += [indented(examined.limit)] if examined.limit else []
     parts += [indented(examined.diagnosis, style="bold")] if examined.diagnosis else []
     if examined.numbers:
         numbers = "  ".join(f"{name}={metric(value)}" for name, value in examined.numbers.items())

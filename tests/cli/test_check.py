@@ -63,6 +63,7 @@ def test_it_says_what_the_failure_looks_like_and_which_contract_a_call_has(tmp_p
 
     assert "tokens 0, 1 are exchanged" in wrong.out
     assert "agreement 1.0000" in right.out
+    assert "A factor of 1 ± " in right.out
     assert "adds in fp32" in right.out
 
 

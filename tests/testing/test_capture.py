@@ -87,6 +87,10 @@ def test_an_older_file_is_replaced(tmp_path: Path) -> None:
     for note in ("first", "second"):
         capture(path, inputs=case.inputs(), output=right_outputs(case)[0], note=note)
     assert read_dump(path).note == "second"
+    other = tmp_path / "other"
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+    other.unlink()
     assert list(tmp_path.iterdir()) == [path]
 
 

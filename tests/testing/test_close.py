@@ -30,6 +30,7 @@ def test_right_outputs_pass(framework: str, dtype: str) -> None:
         match = assert_moe_close(out, given)
         assert match.verdict is Verdict.PASS
         assert match.numbers["max_diff"] >= 0
+        assert "would show" in match.limit
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
