@@ -11,7 +11,7 @@ from .bounds import FLUSHED
 from .cases import Case
 from .formats import AnyArray, Float64, store, to_float64
 from .identify_candidates import resolved
-from .identify_stages import EXACT, Replay, replay_of
+from .identify_stages import EXACT, Replay, compared_columns, replay_of
 from .numerics import Numerics
 from .oracle import Oracle
 
@@ -40,10 +40,14 @@ class CaseOutputs:
         self._expected: dict[int, float] = {}
         self._allowed: Float64 = np.zeros(0)
         if not self.exact:
-            self._allowed = FP32_SIGMAS * _some(oracle.values(case, EXACT).sigma)
+            self._allowed = FP32_SIGMAS * _some(oracle.values(case, EXACT).sigma[:, compared_columns(case)])
 
-    def comparable(self, out: AnyArray) -> AnyArray:
-        """Elements of a kernel's output, or of float64 values that the case's format has: bits, or float64 for fp32."""
+    def observed(self, out: AnyArray) -> AnyArray:
+        """The compared elements of a kernel's whole output."""
+        return self._comparable(out[:, compared_columns(self.case)])
+
+    def _comparable(self, out: AnyArray) -> AnyArray:
+        """Elements of stored values, or of float64 values that the case's format has: bits, or float64 for fp32."""
         values = to_float64(_some(out)) + 0.0  # -0 becomes 0
         if not self.exact:
             return values
@@ -56,12 +60,12 @@ class CaseOutputs:
             if numerics not in self._numbers:
                 meaning = resolved(numerics, self.case)
                 if meaning not in self._numbers:
-                    self._numbers[meaning] = self._number_of(self.comparable(self._replay(noisy=False).value(meaning)))
+                    self._numbers[meaning] = self._number_of(self._comparable(self._replay(noisy=False).value(meaning)))
                 self._numbers[numerics] = self._numbers[meaning]
             return self._numbers[numerics]
 
     def agreeing(self, number: int, out: AnyArray) -> Bools:
-        """[elements]: which elements of a comparable `out` are those of the output of that number."""
+        """[elements]: which elements of an observed `out` are those of the output of that number."""
         row = self._rows[number]
         if self.exact:
             return np.asarray(row == out)
@@ -80,7 +84,7 @@ class CaseOutputs:
         with self._lock:
             if number not in self._expected:
                 simulated = self._replay(noisy=True).value(resolved(numerics, self.case))
-                self._expected[number] = float(np.mean(self.agreeing(number, self.comparable(simulated))))
+                self._expected[number] = float(np.mean(self.agreeing(number, self._comparable(simulated))))
             return self._expected[number]
 
     def _replay(self, *, noisy: bool) -> Replay:
@@ -99,7 +103,7 @@ class Scores:
     """How one kernel's output on a case compares with every output that is asked for."""
 
     def __init__(self, outputs: CaseOutputs, out: AnyArray) -> None:
-        self.outputs, self._out = outputs, outputs.comparable(out)
+        self.outputs, self._out = outputs, outputs.observed(out)
         self.size = self._out.size
         self._shares: dict[int, float] = {}
         self._merits: dict[int, float] = {}

@@ -18,11 +18,13 @@ import numpy as np
 from . import draw
 from .cases import Case
 from .formats import AnyArray, Float64, round_to, to_float64, ulp
+from .identify_candidates import EXPERT_OPS
 from .numerics import Numerics
 from .oracle import Oracle, call_reference, reference_modules
 from .spec import ExpertSpec
 
 U32 = 2.0**-24
+MOST_COLUMNS = 256  # of an expert's output
 KEPT_BYTES = 1 << 26  # of intermediate results: all of them in a small case, the last few in a large one
 WEIGHT_ULPS = 2.0  # standard deviation of a routing weight computed in fp32, as in the reference of moe_layer
 EXACT = Numerics(out="fp32")
@@ -30,20 +32,33 @@ ACTIVATION = ("sigmoid", "act", "up", "act_times_up")
 
 
 class Replay(Protocol):
-    """One case's output under any contract whose `input` is resolved."""
+    """One case's output, its compared columns, under any contract whose `input` is resolved."""
 
     def value(self, stores: Numerics) -> Float64: ...
 
 
+def compared_columns(case: Case) -> slice:
+    """The columns of an output that are compared: all, or for wide experts some from all over it, which cost less."""
+    routing = case.spec.routing
+    both = case.op == "moe_layer" and routing.num_zero_experts > 0 and case.spec.shared_experts == "gated"
+    if case.op not in EXPERT_OPS or both:
+        return slice(None)
+    return slice(None, None, max(1, case.hidden_size // MOST_COLUMNS))
+
+
 def replay_of(case: Case, oracle: Oracle, *, noisy: bool = False) -> Replay:
     """The replay of a case of a value op."""
-    inputs = oracle.inputs(case)
     noise = Noise(case) if noisy else None
+    if case.op not in EXPERT_OPS:
+        return DirectReplay(case, oracle, noise)
+    columns, inputs = compared_columns(case), dict(oracle.inputs(case))
+    inputs["w2"] = inputs["w2"][:, columns]
+    for name, picked in (("w2_bias", (slice(None), columns)), ("shared_w2", columns)):
+        if name in inputs:
+            inputs[name] = inputs[name][picked]
     if case.op == "fused_experts":
         return ExpertsReplay(inputs, inputs["topk_weights"], inputs["topk_ids"], case.spec.experts, noise)
-    if case.op == "moe_layer":
-        return LayerReplay(case, inputs, noise)
-    return DirectReplay(case, oracle, noise)
+    return LayerReplay(case, inputs, noise)
 
 
 class Noise:
@@ -158,6 +173,7 @@ class ExpertsReplay:
     ) -> None:
         self._spec, self._ids = spec, _local(ids, inputs.get("expert_map"))
         self._weights, self._x = to_float64(weights), to_float64(inputs["hidden_states"])
+        self._width = inputs["w2"].shape[1]
         self._tokens, self._slots, groups = _groups(self._ids, inputs)
         self._experts = Experts("routed", groups, spec, noise)
         self._weighted: tuple[Hashable, Float64] = (None, np.zeros(0))
@@ -172,7 +188,7 @@ class ExpertsReplay:
         """What each slot adds to its token: [T, k, H], 0 for slots without an expert."""
         w = rounded(self._weights, stores.topk_weights)[self._tokens, self._slots][:, None]
         x = self._x[self._tokens]
-        terms = np.zeros((*self._ids.shape, self._x.shape[1]))
+        terms = np.zeros((*self._ids.shape, self._width))
         if not len(x):
             return terms
         if self._spec.weight_on_input:
@@ -206,7 +222,8 @@ class LayerReplay:
         weights, routed = self._routed[stores.scores]
         return self._finished(
             routed.value(stores),
-            x=self._x,
+            # of x, the layer itself uses all columns for a gate, or the compared ones for zero experts; never both
+            x=self._x[:, compared_columns(self._case)] if self._case.spec.routing.num_zero_experts else self._x,
             topk=(weights, self._ids),
             num_experts=self._case.num_experts,
             shared=None if self._shared is None else self._shared.output(self._x, (), stores),

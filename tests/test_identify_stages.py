@@ -10,8 +10,8 @@ import pytest
 from moecheck.cases import Case
 from moecheck.formats import AnyArray, round_to
 from moecheck.identify_candidates import contracts, neighbours, resolved, stores_of
-from moecheck.identify_stages import replay_of
-from moecheck.numerics import Numerics
+from moecheck.identify_stages import compared_columns, replay_of
+from moecheck.numerics import INPUT, Numerics
 from moecheck.oracle import Oracle, call_reference, reference_modules
 from moecheck.spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec
 
@@ -104,6 +104,36 @@ def test_a_replay_gives_the_reference_s_values(op: str, spec: MoESpec, changes: 
         seen = replay.value(resolved(numerics, case))
         # The order of the float64 sums differs; a last place of theirs hardly ever reaches a stored bit.
         assert np.mean(np.abs(seen - expected) <= 1e-12 * np.abs(expected)) >= 0.98, numerics
+
+
+@pytest.mark.parametrize(
+    ("op", "spec", "changes"),
+    [
+        pytest.param("fused_experts", MoESpec(routing=TOP3, experts=ExpertSpec(w2_bias=True)), {}, id="experts"),
+        pytest.param(
+            "moe_layer",
+            MoESpec(routing=TOP3, shared_experts="gated"),
+            {"shared_intermediate_size": 24, "load": "gapped"},
+            id="a gated shared expert",
+        ),
+        pytest.param(
+            "moe_layer",
+            MoESpec(routing=replace(TOP3, num_zero_experts=2), shared_experts="gated"),
+            {"shared_intermediate_size": 24, "load": "gapped"},
+            id="zero experts and a gate, all columns",
+        ),
+        pytest.param(
+            "moe_layer", MoESpec(routing=replace(TOP3, num_zero_experts=2)), {"load": "gapped"}, id="zero experts"
+        ),
+    ],
+)
+def test_of_a_wide_output_some_columns_are_replayed(op: str, spec: MoESpec, changes: dict[str, object]) -> None:
+    case, oracle = case_of(op, spec, {**changes, "hidden_size": 520}, "bf16"), Oracle()
+    numerics = resolved(Numerics(gate_up=INPUT, act_times_up=INPUT), case)
+    function = getattr(reference_modules()[op], op)
+    expected = call_reference(function, case, oracle.inputs(case), numerics=numerics, dtype="bf16")
+
+    assert np.array_equal(replay_of(case, oracle).value(numerics), expected[:, compared_columns(case)])
 
 
 @pytest.mark.parametrize("op", ["fused_experts", "moe_layer", "unpermute", "grouped_gemm", "act_and_mul"])
