@@ -88,6 +88,7 @@ def judge_statistics(
         *_mean_squares(sample, row=row, groups=groups or {}),
     ]
     numbers = {statistic.name: statistic.value for statistic in found} | _units(sample)
+    numbers |= {f"limit_{statistic.name}": statistic.limit for statistic in found}
     failing = [statistic for statistic in found if not statistic.passes]
     first = failing[0] if failing else None
     return Judgement(
