@@ -16,7 +16,7 @@ from moecheck.diagnosis_location import locate
 from moecheck.diagnosis_parts import experts_of, parts_of
 from moecheck.formats import AnyArray, to_float64
 from moecheck.mutants import mutants_for
-from moecheck.mutants.call import Prediction, call_of, predict, value
+from moecheck.mutants.call import Prediction, call_of, decoded, predict, value
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
 
@@ -100,7 +100,7 @@ class _Search:
 
     def __init__(self, case: Case, oracle: Oracle, numerics: Numerics | None, evidence: Evidence) -> None:
         self.case, self.oracle, self.numerics, self.evidence = case, oracle, numerics, evidence
-        self.call = call_of(case, oracle)
+        self.call = decoded(call_of(case, oracle)) if _work(case) <= LARGEST else call_of(case, oracle)
         self.row = ROWS.get(case.op, "token")
         self.reference = score(evidence, evidence.reference)
 

@@ -18,6 +18,7 @@ CERTAIN = 8.0  # standard errors by which a fitted factor must differ from 1
 BIAS = 5e-4  # slope that the stores of an honest kernel explain, undeclared
 BIAS_DECLARED = 5e-5  # and against the reference with its own rounding points
 ANYTHING = 9  # complexity of a hypothesis with so many numbers that it is only asked where no other explains
+NOTHING = 0.1  # a fitted factor this near to 0, or to 1, is taken for it; the score decides
 MOST_COMPARED = 1 << 26  # elements looked at to find which row another one repeats
 
 
@@ -162,23 +163,23 @@ def _slots(evidence: Evidence, parts: Parts) -> Iterator[Hypothesis]:
     """Experts that contribute nothing or too much, single slots that are lost, and any other weights."""
     value, sigma = evidence.reference
     fitted = _expert_factors(evidence, parts)
-    unlike = {e: c for e, c in fitted.items() if abs(c - 1.0) > 0.002}
-    gone = [e for e, c in unlike.items() if abs(c) < 0.02]
-    if gone and len(gone) == len(unlike) < len(fitted):
+    gone = [e for e, c in fitted.items() if abs(c) < NOTHING]
+    if 0 < len(gone) < len(fitted):
         missing = sum((parts.of_expert(e) for e in gone), np.zeros(value.shape))
         verb = "contributes" if len(gone) == 1 else "contribute"
         words = f"{names('expert', np.array(gone))} {verb} nothing"
-        yield Hypothesis(
-            name="expert_dropped", words=words, prediction=Prediction(value - missing, sigma), complexity=2
-        )
-    if len(unlike) == 1 < len(fitted) and not gone:
-        ((expert, c),) = unlike.items()
-        words = f"expert {expert} contributes {c:.4g} times what it should"
-        more = Prediction(value + (c - 1.0) * parts.of_expert(expert), sigma * max(1.0, abs(c)))
-        yield Hypothesis(name="expert_factor", words=words, prediction=more, complexity=3)
+        yield Hypothesis(name="expert_dropped", words=words, prediction=Prediction(value - missing, sigma), complexity=2)
+    elif len(fitted) > 1:
+        expert = max(fitted, key=lambda e: abs(fitted[e] - 1.0))
+        part = parts.of_expert(expert)
+        fit = fit_factor(evidence.out - (value - part), part, sigma, evidence.judged)
+        if fit is not None:
+            words = f"expert {expert} contributes {_number(fit.factor, fit.error)} times what it should"
+            scaled = Prediction(value + (fit.factor - 1.0) * part, sigma * max(1.0, abs(fit.factor)))
+            yield Hypothesis(name="expert_factor", words=words, prediction=scaled, complexity=3)
     ratio = _slot_factors(evidence, parts)
-    lost = np.abs(ratio) < 0.05
-    if lost.any() and (lost | (np.abs(ratio - 1.0) < 0.05)).all():
+    lost = np.abs(ratio) < NOTHING
+    if lost.any() and (lost | (np.abs(ratio - 1.0) < NOTHING)).all():
         missing = np.where(lost.T[:, :, None], parts.slots, 0.0).sum(axis=0)
         token, slot = (int(i) for i in np.argwhere(lost)[0])
         words = f"{int(lost.sum())} of {lost.size} slots are lost, first that of token {token}, slot {slot}"

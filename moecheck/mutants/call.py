@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moecheck.cases import Case
-from moecheck.formats import AnyArray, Float64, round_to, to_float64, ulp
+from moecheck.formats import FORMATS, AnyArray, Float64, round_to, to_float64, ulp
 from moecheck.numerics import FLOOR, Numerics
 from moecheck.oracle import Oracle, call_reference, reference_modules
 
@@ -64,6 +64,13 @@ class Prediction(NamedTuple):
 def call_of(case: Case, oracle: Oracle) -> Call:
     """The right call of a case."""
     return Call(case=case, inputs=oracle.inputs(case))
+
+
+def decoded(call: Call) -> Call:
+    """The call with its floating-point inputs as float64: decoding them once is cheaper than for each mutant."""
+    stored = tuple(fmt.storage for fmt in FORMATS.values())
+    arrays = {n: v for n, v in call.inputs.items() if isinstance(v, np.ndarray) and v.dtype in stored}
+    return with_inputs(call, **{name: to_float64(array) for name, array in arrays.items()})
 
 
 def with_inputs(call: Call, **arrays: AnyArray | None) -> Call:

@@ -1,0 +1,88 @@
+"""Small cases of every op that, together, give each mutant something to be wrong about."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moecheck.cases import Case
+from moecheck.spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec
+
+SIZES = {"num_tokens": 20, "num_experts": 8, "hidden_size": 72, "intermediate_size": 40}
+TILES = {"hidden_size": 150, "intermediate_size": 136}  # wider than the largest tile, no multiple of the smallest
+TOP2 = RoutingSpec(top_k=2, renormalize=True)
+TOP4 = RoutingSpec(top_k=4, renormalize=True)
+FACTOR = replace(TOP4, routed_scaling_factor=2.5, scaling_placement="routed_output")
+BIASED = RoutingSpec(top_k=4, scoring="sigmoid", correction_bias="select", renormalize=True, routed_scaling_factor=2.5)
+GROUPED = replace(BIASED, num_expert_groups=4, topk_groups=2, group_score="top2_sum", routed_scaling_factor=1.0)
+ROUTINGS = (
+    TOP4,
+    RoutingSpec(top_k=4),
+    replace(BIASED, renormalize=False, routed_scaling_factor=1.0),
+    BIASED,
+    GROUPED,
+    RoutingSpec(top_k=4, num_expert_groups=4, topk_groups=2, routed_scaling_factor=16.0),
+    RoutingSpec(top_k=4, correction_bias="logits", renormalize=True),
+    RoutingSpec(top_k=4, softmax_over_selected=True),
+    RoutingSpec(top_k=2, softcap=1.0),
+    RoutingSpec(top_k=4, renormalize=True, per_expert_scale=True),
+    RoutingSpec(top_k=2, selection="sparsemixer"),
+)
+ACTIVATIONS = (
+    ExpertSpec(),
+    SWIGLUOAI,
+    ExpertSpec(activation="gelu"),
+    ExpertSpec(activation="gelu_tanh"),
+    ExpertSpec(swiglu_limit=7.0),
+    ExpertSpec(swiglu_limit=7.0, limit_position="after"),
+    ExpertSpec(activation="relu2", gated=False),
+    ExpertSpec(w13_bias=True, w2_bias=True),
+)
+
+
+def case(op: str, routing: RoutingSpec = TOP2, **fields: object) -> Case:
+    """A small case of an op; `experts` and `shared_experts` go into its spec."""
+    parts = {name: fields.pop(name) for name in ("experts", "shared_experts") if name in fields}
+    spec = MoESpec(routing=routing, **parts)  # type: ignore[arg-type]  # as in MoESpec
+    if spec.shared_experts != "none":
+        fields.setdefault("shared_intermediate_size", 48)
+    if routing.num_expert_groups > 1:
+        fields.setdefault("num_experts", 16)
+    return Case(op=op, spec=spec, **{**SIZES, **fields})  # type: ignore[arg-type]  # as in Case
+
+
+CASES: dict[str, tuple[Case, ...]] = {
+    "moe_layer": (
+        case("moe_layer", dtype="fp32"),
+        case("moe_layer", **TILES),
+        case("moe_layer", FACTOR, shared_experts="ungated", dtype="fp32"),
+        case("moe_layer", TOP4, shared_experts="gated"),
+        *(case("moe_layer", routing, dtype="fp32") for routing in ROUTINGS),
+        case("moe_layer", GROUPED, load="negative", dtype="fp32"),
+        *(case("moe_layer", TOP2, experts=experts, dtype="fp32") for experts in ACTIVATIONS),
+        case("moe_layer", RoutingSpec(top_k=1, scoring="sigmoid"), experts=ExpertSpec(weight_on_input=True)),
+    ),
+    "fused_experts": (
+        case("fused_experts"),
+        case("fused_experts", **TILES),
+        case("fused_experts", TOP4),
+        *(case("fused_experts", TOP2, experts=experts, dtype="fp32") for experts in ACTIVATIONS),
+        case("fused_experts", RoutingSpec(top_k=1), experts=ExpertSpec(weight_on_input=True), dtype="fp32"),
+        case("fused_experts", num_local_experts=3, map_style="shuffled"),
+        case("fused_experts", load="padding"),
+        case("fused_experts", num_tokens=2),
+    ),
+    "topk_routing": (
+        *(case("topk_routing", routing, dtype="fp32") for routing in ROUTINGS),
+        case("topk_routing", GROUPED, load="negative", dtype="fp32"),
+        case("topk_routing", replace(FACTOR, num_fused_shared_experts=1), dtype="fp32"),
+        case("topk_routing", replace(TOP4, num_fused_shared_experts=2, routed_scaling_factor=2.5), dtype="fp32"),
+    ),
+    "act_and_mul": tuple(case("act_and_mul", experts=experts, dtype="fp32") for experts in ACTIVATIONS),
+    "unpermute": (case("unpermute"), case("unpermute", TOP4), case("unpermute", load="padding", dtype="fp32")),
+    "grouped_gemm": (
+        case("grouped_gemm"),
+        case("grouped_gemm", **TILES),
+        case("grouped_gemm", experts=ExpertSpec(w13_bias=True), dtype="fp32"),
+        case("grouped_gemm", num_tokens=2),
+    ),
+}
