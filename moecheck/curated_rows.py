@@ -76,6 +76,11 @@ _MANY: list[Row] = [
 ]
 _VALUES: list[Row] = [
     ("integer-exact", "any wrong index or missing tile is a bit mismatch", {"stratum": "integer"}),
+    (
+        "integer-biases",
+        "a bias that is lost, misplaced or not weighted is a bit mismatch",
+        {"stratum": "integer", "spec": _experts(ExpertSpec(w13_bias=True, w2_bias=True))},
+    ),
     ("cancelling", "outputs are small against their terms", {"stratum": "cancelling", "dtype": "fp32"}),
     ("outliers", "a few channels are 50 times larger", {"stratum": "outlier"}),
     ("all-positive", "sums only grow: a narrow accumulator drifts", {"stratum": "positive"}),
@@ -313,7 +318,8 @@ BY_OP: dict[str, list[Row]] = {
     "grouped_gemm": [
         *_LOADED[:2],
         *_LARGE,
-        *_VALUES[:4],
+        _VALUES[0],
+        *_VALUES[2:5],
         ("bias", "each group adds its own bias", {"spec": _experts(ExpertSpec(w13_bias=True)), "dtype": "fp32"}),
     ],
     "act_and_mul": [
@@ -337,5 +343,5 @@ BY_OP: dict[str, list[Row]] = {
         ),
         ("many-slots", "eight experts per token", {"spec": _experts(ExpertSpec(), 8), "num_experts": 32}),
     ],
-    "moe_layer": [*_ROUTING[2:4], *_LAYERS, *_VALUES[1:], ("ties", "exact ties", {"load": "ties", "num_experts": 32})],
+    "moe_layer": [*_ROUTING[2:4], *_LAYERS, *_VALUES[2:], ("ties", "exact ties", {"load": "ties", "num_experts": 32})],
 }

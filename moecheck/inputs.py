@@ -145,9 +145,9 @@ def _expert_arrays(case: Case, weights: ExpertWeights) -> dict[str, Any]:
         "w2": _stack([weights.w2(e) for e in range(count)]),
     }
     if spec.w13_bias:
-        arrays["w13_bias"] = _rows(case, "w13_bias", count, arrays["w13"].shape[1], 0.5)
+        arrays["w13_bias"] = weights.w13_bias()
     if spec.w2_bias:
-        arrays["w2_bias"] = _rows(case, "w2_bias", count, case.hidden_size, 0.5)
+        arrays["w2_bias"] = weights.w2_bias()
     return arrays
 
 

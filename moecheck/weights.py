@@ -17,6 +17,7 @@ LARGE_TOKEN = 64.0
 GATE = 64.0  # silu(64) = gelu(64) = 64 in every format up to fp32
 MOST_ONES = 4  # ones in a token of an integer case: gates are 64 of them, exact up to fp32
 UP_SHARE = 0.5  # size of up against gate where all values are positive; exact in every format
+BIAS = 0.5  # standard deviation of biases
 CANCELLING = 8.0  # the terms of an output are this much larger than the output
 
 
@@ -71,7 +72,7 @@ class ExpertWeights:
 
     def __init__(self, case: Case) -> None:
         if case.stratum == "integer" and not _integer_premises(case):
-            raise CaseError("stratum='integer' needs a gated silu or gelu without clamp, beta and biases.")
+            raise CaseError("stratum='integer' needs a gated silu or gelu without clamp and beta.")
         self._case = case
         self._spec = case.spec.experts
         routing = case.spec.routing
@@ -89,6 +90,25 @@ class ExpertWeights:
 
     def w2(self, e: int) -> AnyArray:
         return self._second(f"w2/{e}", self._case.intermediate_size, self._scale2)
+
+    def w13_bias(self) -> AnyArray:
+        """[experts, 2I] (or I ungated)."""
+        width = self._case.intermediate_size
+        if self._case.stratum == "integer":  # of ups only: a gate stays a power of two
+            up = draw.integers((self._case.key, "w13_bias"), (self.count, width), below=3) - 1.0
+            both = store(np.concatenate([np.zeros(up.shape), up], axis=1), self._case.dtype)
+            return np.ascontiguousarray(self._rows_in_layout(both.T).T)
+        return self._bias("w13_bias", width * (2 if self._spec.gated else 1))
+
+    def w2_bias(self) -> AnyArray:
+        """[experts, H]."""
+        if self._case.stratum == "integer":  # in the unit of the outputs that it is added to
+            steps = draw.integers((self._case.key, "w2_bias"), (self.count, self._case.hidden_size), below=3) - 1.0
+            return store(steps * MOST_ONES, self._case.dtype)
+        return self._bias("w2_bias", self._case.hidden_size)
+
+    def _bias(self, name: str, width: int) -> AnyArray:
+        return draw.normals((self._case.key, name), (self.count, width), scale=BIAS, dtype=self._case.dtype)
 
     def shared_w13(self) -> AnyArray:
         """[2S, H] (or [S, H] ungated)."""
@@ -167,7 +187,7 @@ class ExpertWeights:
 def _integer_premises(case: Case) -> bool:
     spec = case.spec.experts
     smooth = spec.activation in ("silu", "gelu", "gelu_tanh") and spec.gated and spec.swiglu_limit is None
-    return smooth and spec.swiglu_beta == 0 and spec.swiglu_alpha >= 1 and not (spec.w13_bias or spec.w2_bias)
+    return smooth and spec.swiglu_beta == 0 and spec.swiglu_alpha >= 1
 
 
 def _first_scale(case: Case) -> float:

@@ -139,6 +139,17 @@ def test_a_lost_tile_is_proven_wrong(axis: str, lost: slice, dtype: str) -> None
     assert verdict(case, run(case, spec=case.spec.experts, inputs=inputs)) is Verdict.PROVEN_WRONG
 
 
+@pytest.mark.parametrize("name", ["w13_bias", "w2_bias"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_lost_or_shifted_bias_is_proven_wrong(name: str, dtype: str) -> None:
+    case = replace(PROBES["integer-biases"], dtype=dtype)
+    inputs = ORACLE.inputs(case)
+    spec = case.spec.experts
+    assert verdict(case, run(case, spec=spec)) is Verdict.PASS
+    for bias in (np.zeros_like(inputs[name]), np.roll(inputs[name], 1, axis=0), np.roll(inputs[name], 1, axis=1)):
+        assert verdict(case, run(case, spec=spec, inputs={**inputs, name: bias})) is Verdict.PROVEN_WRONG
+
+
 def test_the_tokens_of_an_integer_case_use_every_column() -> None:
     for tokens, hidden in ((64, 256), (128, 256), (33, 90), (128, 384), (4, 3)):
         case = replace(INTEGER, num_tokens=tokens, hidden_size=hidden)

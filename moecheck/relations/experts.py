@@ -13,6 +13,7 @@ from moecheck.relations.premises import (
     slots,
     tokens,
     weights_multiply_outputs,
+    weights_of_a_set,
 )
 from moecheck.relations.relation import Call, Calls, Inputs, Pair, Trial, relation
 from moecheck.relations.rows import EVERY, like_the_case, same
@@ -23,7 +24,7 @@ PER_EXPERT = ("w13", "w2", "w13_bias", "w2_bias", "correction_bias", "per_expert
 @relation(
     "the experts' numbers do not count",
     ops=("fused_experts", "moe_layer", "topk_routing"),
-    premises=(plain_experts, tokens(1)),
+    premises=(plain_experts, tokens(1), weights_of_a_set),
     keeps_shapes=True,
 )
 def expert_relabelling(case: Case, inputs: Inputs) -> Trial:

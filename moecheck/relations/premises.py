@@ -60,6 +60,12 @@ def weights_multiply_outputs(subject: Subject) -> str | None:
     return "weighs the experts' inputs" if subject.case.spec.experts.weight_on_input else None
 
 
+def weights_of_a_set(subject: Subject) -> str | None:
+    """Weights follow from the set of chosen experts; SparseMixer's depend on which of two equal ones comes first."""
+    mixed = subject.case.spec.routing.selection == "sparsemixer"
+    return "weighs experts by the order of their choice" if mixed else None
+
+
 def no_biases(subject: Subject) -> str | None:
     """A token of zeros gives zero."""
     spec = subject.case.spec.experts

@@ -281,6 +281,11 @@ def test_a_further_call_of_the_wrong_shape_is_proven_wrong() -> None:
             case_of("fused_experts", MoESpec(routing=RoutingSpec(top_k=1), experts=ExpertSpec(weight_on_input=True))),
             "weighs the experts' inputs",
         ),
+        (
+            "expert_relabelling",
+            case_of("topk_routing", MoESpec(routing=RoutingSpec(selection="sparsemixer"))),
+            "weighs experts by the order of their choice",
+        ),
         ("scaled_up", case_of("permute"), "says nothing of permute"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
