@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import moecheck
 from moecheck.errors import MoecheckError, UsageError, check_known, near
 from moecheck.formats import AnyArray
 from moecheck.numerics import Numerics
@@ -151,6 +151,8 @@ def _numerics(record: object) -> Numerics | None:
 
 
 def _version() -> str:
-    from importlib.metadata import version
-
-    return version(moecheck.__name__)
+    """Of the moecheck that writes; a copy on the path that nobody installed has none."""
+    try:
+        return version("moecheck")
+    except PackageNotFoundError:
+        return ""

@@ -8,10 +8,10 @@ from rich.text import Text
 from moecheck.checks.finding import FAILURES, Verdict
 from moecheck.report.replay import picture_view
 from moecheck.report.terminal import indented, verdict_text
-from moecheck.report.text import metric, one_line
+from moecheck.report.text import one_line
 
 from .examine import Examined
-from .words import reason
+from .words import numbers, reason
 
 
 def examined_view(examined: Examined, name: str, *, width: int, kernel: str = "", note: str = "") -> RenderableType:
@@ -29,8 +29,7 @@ def examined_view(examined: Examined, name: str, *, width: int, kernel: str = ""
     parts += [indented(examined.limit)] if examined.limit else []
     parts += [indented(examined.diagnosis, style="bold")] if examined.diagnosis else []
     if examined.numbers:
-        numbers = "  ".join(f"{name}={metric(value)}" for name, value in examined.numbers.items())
-        parts.append(indented(f"{numbers}  (tol={examined.limits.tol:g})", style="dim"))
+        parts.append(indented(numbers(examined), style="dim"))
     picture = examined.picture(name) if examined.verdict in FAILURES else None
     if picture is not None:
         parts.append(picture_view(picture, width=width))

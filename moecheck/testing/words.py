@@ -15,7 +15,7 @@ from moecheck.spec import MoESpec
 from .examine import CONTRACT, Examined
 
 _NO_IDENTITY = ("name", "reason")  # of a case
-_SHOWN = ("max_diff", "max_rel_diff", "mismatch_ratio", "max_z", "rms_z", "rms_ref")
+_SHOWN = ("max_diff", "max_rel_diff", "mismatch_ratio", "max_z", "rms_z", "slope_error", "rms_ref")
 
 
 def failure(examined: Examined, last: str) -> str:
@@ -26,9 +26,14 @@ def failure(examined: Examined, last: str) -> str:
     ]
     lines += [examined.diagnosis] if examined.diagnosis else []
     lines += [f"contract: {examined.contract}"] if examined.contract and examined.decisive.check != CONTRACT else []
-    numbers = [f"{name}={metric(examined.numbers[name])}" for name in _SHOWN if name in examined.numbers]
-    lines += [f"{'  '.join(numbers)}  (tol={examined.limits.tol:g})"] if numbers else []
+    lines += [numbers(examined)] if examined.numbers else []
     return "\n  ".join(map(one_line, [*lines, last]))
+
+
+def numbers(examined: Examined) -> str:
+    """The numbers that people compare; a program gets all of them."""
+    shown = [f"{name}={metric(examined.numbers[name])}" for name in _SHOWN if name in examined.numbers]
+    return "  ".join([*shown, f"(tol={examined.limits.tol:g})"])
 
 
 def reason(judgement: Judgement) -> str:

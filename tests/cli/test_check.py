@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from moecheck.errors import HarnessError
 from moecheck.formats import AnyArray
 from moecheck.ops import OPS
 from moecheck.testing import Numerics, capture
@@ -158,6 +159,22 @@ def test_our_own_fault_on_one_dump_costs_no_other(tmp_path: Path, monkeypatch: p
     assert f"{first}: moecheck itself broke" in result.err
 
 
+def test_a_broken_installation_is_told_for_each_dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise HarnessError("no references.")
+
+    monkeypatch.setattr(sys.modules["moecheck.cli.check"], "examine", broken)
+    result = moecheck("check", captured(tmp_path / "a.safetensors"), captured(tmp_path / "b.safetensors"))
+
+    assert result.code == 3
+    assert result.err.count("moecheck itself is broken: no references.") == 2
+
+
+def test_a_spec_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_bytes(b"\xff")
+    assert "is not UTF-8 text" in sentence(moecheck("check", "x", "--spec", tmp_path / "spec.json"))
+
+
 def test_json_holds_every_dump(tmp_path: Path) -> None:
     right = captured(tmp_path / "right.safetensors", kernel="mine")
     wrong = captured(tmp_path / "wrong.safetensors", out=swapped(right_outputs(small_case())[0]))
@@ -183,7 +200,7 @@ def sentence(result: Result) -> str:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        pytest.param(lambda data: data[:-1], "incomplete metadata, file not fully covered", id="one byte less"),
+        pytest.param(lambda data: data[:-1], "is no complete safetensors file (", id="one byte less"),
         pytest.param(lambda data: data[:100], "is no complete safetensors file", id="cut in its header"),
         pytest.param(lambda data: data[:5], "is no complete safetensors file", id="five bytes"),
         pytest.param(lambda data: b"", "is no complete safetensors file", id="empty"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,15 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     case = small_case()
     with pytest.raises(UsageError, match="Cannot write"):
         capture(tmp_path / "file" / "a.safetensors", inputs=case.inputs(), output=right_outputs(case)[0])
+
+
+def test_a_copy_that_nobody_installed_captures_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("moecheck.testing.dump.version", absent)
+    case = small_case()
+    read_dump(capture(tmp_path / "a.safetensors", inputs=case.inputs(), output=right_outputs(case)[0]))
 
 
 def test_a_dump_is_a_record() -> None:

@@ -118,6 +118,12 @@ def test_an_undeclared_contract_is_found_on_request() -> None:
     assert match.numbers["agreement"] > 0.99
 
 
+@pytest.mark.parametrize("load", ["random", "padding"])
+def test_a_few_tokens_of_many_tell_the_contract(load: str) -> None:
+    case = small_case(num_tokens=150, load=load)
+    assert "in fp32" in assert_moe_close(right_outputs(case)[0], case, numerics="identify").contract
+
+
 def test_a_declared_contract_is_what_the_output_is_compared_with() -> None:
     case = small_case()
     declared = BF16_EXPERTS.resolve("bf16")

@@ -107,3 +107,4 @@ def test_integers_may_be_arrays_of_one() -> None:
     inputs: dict[str, Any] = small_case("align_block_size").inputs()
     inputs["block_size"], inputs["num_experts"] = torch.tensor(16), np.int64(4)
     assert given(inputs).case.block_size == 16
+    assert given({**inputs, "block_size": np.array([16])}).case.block_size == 16

@@ -151,6 +151,7 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("slot beyond", changed("unpermute", inv_permuted_idx=at(24)), {}, r"inv_permuted_idx\[3, 1\]=24 must lie"),
     ("no block", changed("align_block_size", block_size=0), {}, "block_size=0 must be an integer of at least 1"),
     ("a float block", changed("align_block_size", block_size=16.0), {}, "block_size=16.0 must be an integer"),
+    ("two blocks", changed("align_block_size", block_size=np.array([16, 16])), {}, "must be an integer"),
     ("a true block", changed("align_block_size", block_size=True), {}, "block_size=True must be an integer"),
     ("other experts", changed("align_block_size", expert_map=MAP[:3]), {}, r"E \(experts\) is 4 by num_experts"),
     (

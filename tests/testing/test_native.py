@@ -50,6 +50,15 @@ def test_numpy_has_no_devices() -> None:
         inputs_for(small_case(), "numpy", "cuda")
 
 
+def test_a_framework_that_lacks_a_part_of_its_own_is_another_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'jaxlib'", name="jaxlib")
+
+    monkeypatch.setattr("moecheck.testing.native.to_native", broken)
+    with pytest.raises(ModuleNotFoundError, match="jaxlib"):
+        inputs_for(small_case(), "jax")
+
+
 def test_a_missing_framework_gets_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jax", None)
     with pytest.raises(UsageError, match=r"pip install 'moecheck\[jax\]'"):
