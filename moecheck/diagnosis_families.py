@@ -43,7 +43,7 @@ def families(
     """Every fitted hypothesis that has a chance. known: the contract is, so that `rounded` can be trusted."""
     yield from _factors(evidence, parts, known)
     yield from _lines(evidence, row)
-    yield from _unwritten(evidence)
+    yield from _unwritten(evidence, row)
     if parts is not None:
         yield from _slots(evidence, parts)
     elif experts is not None:
@@ -126,10 +126,9 @@ def _explain_rows(evidence: Evidence, bad: Bool, noun: str) -> tuple[str, str, P
             name = "2_tokens_swapped"
         else:
             one, other = next(iter(pairs.items()))
-            texts.append(f"{names(noun, copies)} {_are(rest)} wrong rows: {noun} {one} holds that of {noun} {other}")
+            verb = "holds" if len(copies) == 1 else "hold"
+            texts.append(f"{names(noun, copies)} {verb} other {noun}s' values: {noun} {one} those of {noun} {other}")
             name = "wrong_rows"
-        if noun == "column":
-            texts[-1] = texts[-1].replace("wrong rows", "another column's")
     return name, ", ".join(texts), Prediction(value, sigma)
 
 
@@ -144,7 +143,7 @@ def _repeated(evidence: Evidence, row: int) -> int:
     return nearest if distance[nearest] <= 4.0 else -1
 
 
-def _unwritten(evidence: Evidence) -> Iterator[Hypothesis]:
+def _unwritten(evidence: Evidence, row: str) -> Iterator[Hypothesis]:
     """Elements that are exactly zero, or not finite, where the right ones are neither."""
     value, sigma = evidence.reference
     zero = evidence.judged & (evidence.out == 0.0) & (np.abs(value) > 10.0 * sigma)
@@ -155,8 +154,9 @@ def _unwritten(evidence: Evidence) -> Iterator[Hypothesis]:
     ):
         if mask.any() and not mask.all():
             prediction = Prediction(np.where(mask, filling, value), np.where(mask, 0.0, sigma))
-            share = f"{int(mask.sum())} of {mask.size} elements are {what}"
-            yield Hypothesis(name=name, words=share, prediction=prediction, complexity=6)
+            where = names(row, np.flatnonzero(mask.any(axis=1)))
+            words = f"{int(mask.sum())} of {mask.size} elements are {what}; they are in {where}"
+            yield Hypothesis(name=name, words=words, prediction=prediction, complexity=6)
 
 
 def _slots(evidence: Evidence, parts: Parts) -> Iterator[Hypothesis]:
@@ -168,7 +168,9 @@ def _slots(evidence: Evidence, parts: Parts) -> Iterator[Hypothesis]:
         missing = sum((parts.of_expert(e) for e in gone), np.zeros(value.shape))
         verb = "contributes" if len(gone) == 1 else "contribute"
         words = f"{names('expert', np.array(gone))} {verb} nothing"
-        yield Hypothesis(name="expert_dropped", words=words, prediction=Prediction(value - missing, sigma), complexity=2)
+        yield Hypothesis(
+            name="expert_dropped", words=words, prediction=Prediction(value - missing, sigma), complexity=2
+        )
     elif len(fitted) > 1:
         expert = max(fitted, key=lambda e: abs(fitted[e] - 1.0))
         part = parts.of_expert(expert)
@@ -261,7 +263,7 @@ def _transposed(evidence: Evidence) -> Evidence:
 
 def _number(value: float, error: float) -> str:
     """A number with as many digits as its error allows, and the error: `1.0500 ± 0.0001`."""
-    digits = int(np.clip(np.ceil(-np.log10(max(error, 1e-9))), 2, 9))
+    digits = int(np.clip(np.ceil(-np.log10(max(error, 1e-9))), 2, 6))
     return f"{value:.{digits}f} ± {max(error, 10.0**-digits):.{digits}f}"
 
 

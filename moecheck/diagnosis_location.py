@@ -12,6 +12,7 @@ from moecheck.formats import Float64
 from moecheck.mutants.call import Ids
 
 TILES = (256, 128, 64, 32, 16, 8)
+BEYOND = 4.0  # standard deviations from which on an element counts as wrong
 SHARE = 0.95  # of the error that the named rows or columns carry
 FEW = 0.5  # more than this share of all rows or columns is no place
 
@@ -50,7 +51,9 @@ class Location:
 def locate(evidence: Evidence, experts: Ids | None, row: str) -> Location:
     """Where the output differs from the reference by more than rounding. experts: [rows, k] int, -1 for none."""
     z = np.where(evidence.judged, z_of(evidence.out, evidence.reference), 0.0)
-    energy = np.maximum(np.square(z) - 1.0, 0.0)
+    energy = np.where(z > BEYOND, np.square(z), 0.0)
+    if not energy.any():  # nothing stands out: what there is of it
+        energy = np.maximum(np.square(z) - 1.0, 0.0)
     total = float(energy.sum())
     if total <= 0.0:
         return Location(row=row)

@@ -12,11 +12,11 @@ from moecheck import diagnosis
 from moecheck.cases import Case
 from moecheck.curated import cases_for
 from moecheck.diagnosis import Diagnosis, best_case_for_diagnosis, diagnose
+from moecheck.diagnosis_parts import parts_of
 from moecheck.formats import AnyArray, Float64, store
 from moecheck.mutants import Mutant, all_mutants, mutated_outputs
 from moecheck.mutants.call import call_of, value
 from moecheck.mutants.shared import routed_only, shared_only
-from moecheck.diagnosis_parts import parts_of
 from moecheck.numerics import FLOOR, Numerics
 from moecheck.oracle import Oracle
 from moecheck.spec import RoutingSpec
@@ -70,7 +70,7 @@ def test_the_sentence_names_bug_issue_and_numbers() -> None:
 @pytest.mark.parametrize("op", list(CASES))
 @pytest.mark.parametrize("numerics", [None, FLOOR, STORES], ids=["undeclared", "floor", "stores"])
 def test_a_right_output_has_no_diagnosis(op: str, numerics: Numerics | None) -> None:
-    for which in CASES[op][:6]:
+    for which in CASES[op][:2]:
         outputs: tuple[AnyArray, ...]
         if op == "topk_routing":
             outputs = honest_outputs(which, oracle())
@@ -100,11 +100,12 @@ def test_a_fitted_factor_comes_with_its_error(factor: float) -> None:
 
 
 def test_a_slight_factor_is_seen_where_the_contract_is_known() -> None:
-    """1.0005 moves no element by a standard deviation; the slope against the rounded reference shows it."""
-    which = case("fused_experts", TOP4, num_tokens=128, dtype="bf16")
+    """1.002 moves no element by two standard deviations; the slope against the rounded reference shows it."""
+    which = case("fused_experts", TOP4, num_tokens=64)
     right = rounded(which, replace(STORES, out="fp32"))
-    assert of(which, right * 1.002, STORES) is not None
-    assert known(which, right * 1.002, STORES).hypothesis == "factor"
+    found = known(which, right * 1.002, STORES)
+    assert found.hypothesis == "factor"
+    assert found.rms_z_reference < 1.5
     assert of(which, right, STORES) is None
 
 
@@ -114,7 +115,7 @@ def test_a_factor_on_one_part_of_a_layer_is_named_as_such() -> None:
 
     assert known(SHARED, 1.3 * routed + shared).hypothesis == "routed_factor"
     assert known(SHARED, routed + 1.3 * shared).hypothesis == "shared_factor"
-    assert "the shared experts' part is 1.30" in known(SHARED, routed + 1.3 * shared).sentence
+    assert "the shared experts' part is 1.299" in known(SHARED, routed + 1.2995 * shared).sentence
 
 
 def test_experts_that_are_dropped_or_scaled_are_named() -> None:
@@ -136,12 +137,15 @@ def test_other_weights_are_recognised_as_such() -> None:
     """No known bug, yet the experts' outputs are right: the weights that were applied are read from the output."""
     parts = parts_of(call_of(PLAIN, oracle()))
     assert parts is not None
-    ratio = np.linspace(0.5, 1.5, 80).reshape(4, 20, 1)
+    ratio = np.linspace(0.7, 1.3, 80).reshape(4, 20, 1)
+    ratio[1, 5] = 3.0
     found = known(PLAIN, (ratio * parts.slots).sum(axis=0))
+    weight = parts.weights[5, 1]
 
     assert found.hypothesis == "other_weights"
-    shown = parts.weights[0, 0]
-    assert f"token 0, slot 0 weighs {0.5 * shown:.2f}"[:-1] in found.sentence
+    applied, _, right = found.sentence.split("token 5, slot 1 weighs ")[1].split(";")[0].partition(" instead of ")
+    assert abs(float(applied) - 3 * weight) <= 0.01 * weight
+    assert float(right) == pytest.approx(weight, rel=1e-3)
 
 
 def test_single_slots_that_are_lost_are_counted() -> None:
@@ -172,10 +176,11 @@ def test_rows_are_told_apart() -> None:
     assert "tokens 4, 7 are zero: lost or never written" in known(PLAIN, zero).sentence
     assert "tokens 4, 7 are exchanged with each other" in known(PLAIN, swapped).sentence
     assert known(PLAIN, swapped).hypothesis == "2_tokens_swapped"
-    assert "token 4 is wrong rows: token 4 holds that of token 3" in known(PLAIN, repeated).sentence
+    assert "token 4 holds other tokens' values: token 4 those of token 3" in known(PLAIN, repeated).sentence
     found = known(PLAIN, poisoned)
     assert found.hypothesis == "nan_rows"
-    assert "tokens 2, 5, 9" in found.location
+    assert "145 of 1440 elements are NaN or Inf; they are in tokens 2, 5, 9" in found.sentence
+    assert "tokens 2, 5" in found.location
 
 
 def test_a_part_of_the_output_that_was_never_written() -> None:
@@ -186,8 +191,7 @@ def test_a_part_of_the_output_that_was_never_written() -> None:
 
     found = known(PLAIN, columns)
     assert found.hypothesis == "last_col_stale"
-    assert found.location == "100% of the error is in columns 64 to 71 (all from a multiple of 8 on)."[:0] + found.location
-    assert "columns 64 to 71" in found.location
+    assert found.location == "100% of the error is in columns 64 to 71 (the tail beyond the last full tile of 64)."
     found = known(PLAIN, tile)
     assert found.hypothesis == "unwritten"
     assert "tokens 16 to 19" in found.location
