@@ -29,6 +29,9 @@ __all__ = [
 
 BIASED = ExpertSpec(w13_bias=True, w2_bias=True)
 FIRST_DTYPES = ("bf16", "fp16", "fp32")
+# Agreement below which nothing is explained. Where fp32 kernels store in bf16, one flip moves a whole row, and a rule
+# that allows for many of them would allow for anything; what is no contract agrees in less than a hundredth there.
+LEAST = 0.25
 
 
 def identification_cases(declaration: Declaration) -> tuple[Case, ...]:
@@ -88,7 +91,7 @@ def is_known(agreement: float, expected: float, *, rows: int) -> bool:
     The simulated kernel has the contract's stores and the references' model of fp32 sums. Each of its bits that differs
     is a flip: a value so near to a rounding boundary that accumulation carries it across. rows: of all outputs.
     """
-    return 1.0 - agreement <= disagreement_limit(1.0 - expected, rows=rows)
+    return agreement >= LEAST and 1.0 - agreement <= disagreement_limit(1.0 - expected, rows=rows)
 
 
 def _by_case(observations: Sequence[tuple[Case, AnyArray]], oracle: Oracle) -> tuple[tuple[str, Identified], ...]:
@@ -113,7 +116,7 @@ def _specs(declaration: Declaration) -> tuple[MoESpec, ...]:
 
 
 def _case(op: str, spec: MoESpec, dtype: str, seed: int) -> Case:
-    """A case of ordinary values; a layer's logits lie so far apart that every kernel chooses the same experts."""
+    """A case of ordinary values: a layer's logits, too, so that each token has weights of its own."""
     groups = spec.routing.num_expert_groups
     experts = groups * max(2, -(-spec.routing.top_k // spec.routing.topk_groups), -(-8 // groups))
     return Case(
@@ -125,7 +128,6 @@ def _case(op: str, spec: MoESpec, dtype: str, seed: int) -> Case:
         intermediate_size=128,
         shared_intermediate_size=0 if spec.shared_experts == "none" else 128,
         dtype=dtype,
-        load="gapped" if op == "moe_layer" else "random",
         seed=seed,
         name="contract",
         reason="small, with three slots or more: which rounding points explain the output's bits",

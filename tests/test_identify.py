@@ -118,7 +118,7 @@ def test_a_gemm_that_stores_before_its_bias_is_found() -> None:
 @pytest.mark.parametrize("fmt", ["fp32", "bf16", "fp16"])
 def test_a_layer_that_stores_its_scores_low_is_found(fmt: str) -> None:
     routing = RoutingSpec(top_k=4, renormalize=True)
-    case = replace(case_of("bf16", MoESpec(routing=routing)), op="moe_layer", load="gapped")
+    case = replace(case_of("bf16", MoESpec(routing=routing)), op="moe_layer")
     inputs = ORACLE.inputs(case)
     powers = np.exp(inputs["router_logits"] - inputs["router_logits"].max(axis=1, keepdims=True))
     scores = (powers / powers.sum(axis=1, keepdims=True)).astype(DTYPES[fmt]).astype(np.float32)
@@ -150,6 +150,16 @@ def test_a_gate_that_is_taken_for_up_is_never_explained(dtype: str) -> None:
     swapped = {**inputs, "w13": np.roll(inputs["w13"], case.intermediate_size, axis=1)}
 
     assert not identify([(case, experts(case, swapped, HALVES))], ORACLE).known
+
+
+@pytest.mark.parametrize("columns", [1, 40])
+def test_a_row_of_weights_that_is_lost_is_no_store(columns: int) -> None:
+    case = case_of("fp32")
+    inputs = ORACLE.inputs(case)
+    kept = np.arange(case.hidden_size) < case.hidden_size - columns
+    short = {**inputs, "hidden_states": inputs["hidden_states"] * kept}
+
+    assert not identify([(case, experts(case, short, HALVES))], ORACLE).known
 
 
 @pytest.mark.parametrize("value", [np.nan, 0.0], ids=["NaN", "zeros"])
@@ -206,6 +216,8 @@ def test_more_flips_than_simulated_are_allowed_for_but_no_store() -> None:
     assert not is_known(0.9, 0.99, rows=100)
     assert is_known(0.9, 0.99, rows=2)
     assert not is_known(float("nan"), 0.99, rows=100)
+    assert is_known(0.4, 0.7, rows=100)  # fp32 with bf16 inside: one flip moves a whole row
+    assert not is_known(0.001, 0.4, rows=1)
 
 
 def declared(op: str, names: str, *dtypes: str, specs: tuple[MoESpec, ...] = ()) -> Declaration:
