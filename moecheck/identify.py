@@ -8,7 +8,7 @@ from .bounds import disagreement_limit
 from .cases import Case
 from .formats import AnyArray
 from .identify_candidates import VALUE_OPS
-from .identify_floor import below_floor, judge_numerics
+from .identify_floor import below_floor, judge_numerics, judge_unseen
 from .identify_result import Identified, declaration_sentence, stored
 from .identify_search import Search, pool_of
 from .kernel import Declaration
@@ -25,6 +25,7 @@ __all__ = [
     "identify",
     "is_known",
     "judge_numerics",
+    "judge_unseen",
 ]
 
 BIASED = ExpertSpec(w13_bias=True, w2_bias=True)

@@ -10,7 +10,7 @@ from itertools import product
 from .cases import Case
 from .formats import FORMATS
 from .numerics import INPUT, STORES, Numerics
-from .spec import MoESpec
+from .spec import ExpertSpec, MoESpec, RoutingSpec
 
 EXPERT_OPS = frozenset({"fused_experts", "moe_layer"})
 ACTIVATION_OPS = EXPERT_OPS | {"act_and_mul"}
@@ -32,6 +32,9 @@ _MATTERS: dict[str, Callable[[str, MoESpec], bool]] = {
     "weighted": lambda op, spec: op in SUM_OPS,
     "combine": lambda op, spec: op in SUM_OPS and spec.routing.top_k > 1,
 }
+RICHEST = MoESpec(
+    routing=RoutingSpec(top_k=2), experts=ExpertSpec(w13_bias=True, w2_bias=True, swiglu_alpha=1.702, swiglu_beta=1.0)
+)  # semantics in which every store matters
 TOGETHER = ("before_bias", "sigmoid", "up")
 _COMBINES = (("fp32", "tree"), (INPUT, "slot"), (INPUT, "expert"))
 
@@ -40,6 +43,12 @@ _COMBINES = (("fp32", "tree"), (INPUT, "slot"), (INPUT, "expert"))
 def stores_of(case: Case) -> tuple[str, ...]:
     """The stores that can change the case's output, in the order of the data flow."""
     return tuple(name for name in STORES if name in _MATTERS and _MATTERS[name](case.op, case.spec))
+
+
+def stores_of_op(op: str, specs: Iterable[MoESpec]) -> tuple[str, ...]:
+    """The stores that can change what an op computes under any of the specs, of all specs where there are none."""
+    chosen = tuple(specs) or (RICHEST,)
+    return tuple(name for name in STORES if name in _MATTERS and any(_MATTERS[name](op, spec) for spec in chosen))
 
 
 def stores_of_all(cases: Iterable[Case]) -> tuple[str, ...]:

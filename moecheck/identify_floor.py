@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from .checks.finding import Judgement, Verdict
 from .formats import FORMATS
+from .identify_candidates import stores_of_op
 from .identify_result import NAMES, Identified, declaration_sentence, describe, difference
+from .kernel import Declaration
 from .numerics import INPUT, STORES, Numerics
 
 # Kept in fp32 by a kernel that declares nothing, whatever its inputs are.
@@ -15,6 +17,8 @@ MARGIN = 0.05  # in agreement: a contract that explains this much more is what t
 # Of the outputs that only one of two contracts reproduces, nearly all belong to the true one: only flips, a share of
 # a few percent of them, go to the other. Where four of five are against the declared one, it is not the true one.
 DISCORDANT, LEAST = 4.0, 0.01
+ROUTER = "topk_routing"
+UNKNOWN = "unknown"  # the fact about a contract that nothing tried explains
 
 
 def below_floor(numerics: Numerics, *, dtypes: Iterable[str]) -> tuple[str, ...]:
@@ -41,7 +45,46 @@ def judge_numerics(
         "known": 1.0 if identified.known else 0.0,
     }
     verdict, message = _judged(declared, identified, require or {})
-    return Judgement(check="numerics", verdict=verdict, message=message[0].upper() + message[1:], numbers=numbers)
+    return Judgement(
+        check="numerics",
+        verdict=verdict,
+        message=message[0].upper() + message[1:],
+        numbers=numbers,
+        facts=_facts(identified),
+    )
+
+
+def judge_unseen(declaration: Declaration, require: Mapping[str, str]) -> Judgement | None:
+    """What `require` has against a kernel whose contract no output shows; None where it has nothing.
+
+    Only its declaration is left to judge by. Scores and routing weights of a router are in fp32 unless it declares
+    otherwise, since its results are compared at that precision.
+    """
+    router = declaration.op == ROUTER
+    stores = ("scores", "topk_weights") if router else stores_of_op(declaration.op, declaration.specs)
+    for name, wanted in require.items():
+        if name not in stores:
+            continue
+        declared = declaration.numerics
+        if declared is not None and _narrower(_formats_of(declared, name, declaration.dtypes), wanted):
+            message = f"The run requires {name}={wanted}, the kernel declares {name}={getattr(declared, name)}."
+            return Judgement(check="numerics", verdict=Verdict.FAIL, message=message)
+        if not router:
+            message = f"The run requires {name}={wanted}, which could not be shown: no output tells where it rounds."
+            return Judgement(check="numerics", verdict=Verdict.INCONCLUSIVE, message=message)
+    return None
+
+
+def _facts(found: Identified) -> dict[str, str]:
+    """The contract, and the runner-up's difference from it, in words."""
+    if found.by_case:
+        return {"contract": found.words().rstrip(".")}
+    if not found.known:
+        return {"contract": UNKNOWN}
+    facts = {"contract": describe(found.numerics, found.stores)}
+    if found.runner_up is not None:
+        facts["runner_up"] = difference(found.runner_up, found.numerics, found.stores)
+    return facts
 
 
 def _judged(declared: Numerics | None, found: Identified, require: Mapping[str, str]) -> tuple[Verdict, str]:
@@ -58,8 +101,8 @@ def _judged(declared: Numerics | None, found: Identified, require: Mapping[str, 
         low = below_floor(part.numerics, dtypes=part.dtypes)
         if declared is None and part.known and low:
             return Verdict.FAIL, (
-                f"rounds {_named(low)} below the floor without declaring it: {part.words()} If that is meant, declare "
-                f"{declaration_sentence(part.numerics)}.{_changes(found)}"
+                f"rounds {store_words(low)} below the floor without declaring it: {part.words()} If that is meant, "
+                f"declare {declaration_sentence(part.numerics)}.{_changes(found)}"
             )
     return Verdict.PASS, found.words()
 
@@ -121,7 +164,8 @@ def _too_narrow(numerics: Numerics, name: str, dtype: str) -> bool:
     return _narrower(_formats_of(numerics, name, (dtype,)), wanted)
 
 
-def _named(stores: Iterable[str]) -> str:
+def store_words(stores: Iterable[str]) -> str:
+    """The stores' names in words."""
     return " and ".join(_FLOOR_NAMES.get(name, NAMES.get(name, name)) for name in stores)
 
 

@@ -33,6 +33,7 @@ SEVERITY = (
     Verdict.CRASH,
     Verdict.ERROR,
 )
+LIMIT = "limit_"  # before the name of a metric in `numbers`: the limit on its absolute value
 FAILURES = frozenset({Verdict.FAIL, Verdict.PROVEN_WRONG, Verdict.TIMEOUT, Verdict.CRASH, Verdict.ERROR})
 
 
@@ -43,8 +44,10 @@ class Finding:
     kernel: the kernel's name. case: the case's id. check: which judgement (`values`, `routing`, `written`,
     `unmodified`, ...; the last line of a run is `case`, the verdict of all together). message: seen, expected,
     where, in one or two sentences. numbers: metric name -> value (max_diff, max_rel_diff, mismatch_ratio, max_z,
-    rms_z, rms_ref, ...). where: coordinates of the worst element by axis name (`{"token": 3, "column": 17}`).
-    seconds: time of the kernel call. diagnosis: which known bug the failure looks like, in words.
+    rms_z, rms_ref, ...), and `limit_NAME` -> what honest rounding explains of |NAME|. where: coordinates of the worst
+    element by axis name (`{"token": 3, "column": 17}`). seconds: time of the kernel call. diagnosis: which known bug
+    the failure looks like, in words. facts: what the check found, in words, by what it is about (`contract`,
+    `runner_up`, the name of a relation).
     """
 
     kernel: str
@@ -56,6 +59,18 @@ class Finding:
     where: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     diagnosis: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The metrics that are judged -> their limits."""
+        names = [name for name in self.numbers if LIMIT + name in self.numbers]
+        return {name: self.numbers[LIMIT + name] for name in names}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """`numbers` without the limits."""
+        return {name: value for name, value in self.numbers.items() if not name.startswith(LIMIT)}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,3 +94,4 @@ class Judgement:
     message: str = ""
     numbers: dict[str, float] = field(default_factory=dict)
     where: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)

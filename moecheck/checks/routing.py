@@ -128,6 +128,9 @@ def _judge_weights(
         "mismatch_ratio": metrics.mismatch_ratio(weights[judged], expected[judged], tol),
         "rms_ref": metrics.rms(expected),
     }
+    visible = judged[:, None] & (expected > 0.0)
+    if visible.any():
+        numbers["smallest_factor"] = float(np.min(allowed[visible] / expected[visible]))
     if not beyond.any():
         return Judgement(check="weights", verdict=Verdict.PASS, numbers=numbers)
     token, slot = np.unravel_index(int(np.argmax(np.where(beyond, error / allowed, -1.0))), error.shape)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moecheck import metrics
-from moecheck.bounds import value_bound
+from moecheck.bounds import value_bound, z_limit
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.checks.place import shares
 from moecheck.formats import Float64
@@ -43,6 +43,8 @@ def judge_values(
     beyond = defined & ~((error <= allowed) | _overflowed(out, expected, allowed, largest))
     numbers = _numbers(out, expected, error, defined, tol)
     numbers["unexplained_ratio"] = float(beyond.mean()) if out.size else 0.0
+    if not exact:
+        numbers["limit_max_z"] = z_limit(expected.sigma.size)
     if not beyond.any():
         if np.count_nonzero(~defined) > MOST_UNDEFINED * out.size:
             return _undecided(defined, numbers)

@@ -16,7 +16,7 @@ import click
 from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES, Finding, Verdict
 from moecheck.checks.judge import Limits
-from moecheck.cli.options import color, cores, not_negative, positive, width
+from moecheck.cli.options import color, cores, not_negative, parse_require, positive, width
 from moecheck.cli.progress import LiveProgress
 from moecheck.curated import COMPILED_SHAPES, PROFILES, cases_for, few_shapes
 from moecheck.errors import UsageError, check_known
@@ -50,6 +50,7 @@ class Options:
     profile: str
     seed: int
     examples: int | None
+    require: tuple[str, ...] = ()
 
 
 @click.command()
@@ -58,6 +59,12 @@ class Options:
     "--max-mismatch", type=float, callback=not_negative, help="Hard cap on mismatch_ratio [what rounding explains]."
 )
 @click.option("--kernel", multiple=True, metavar="SPEC", help="Built-in name, file.py:function or module:function.")
+@click.option(
+    "--require",
+    multiple=True,
+    metavar="FIELD=FORMAT",
+    help="Fail kernels that round a store narrower, declared or not (topk_weights=fp32).",
+)
 @click.option("--op", metavar="OP", help="Only this op; for an undeclared function: what it computes.")
 @click.option("--backend", metavar="B", help="Only this backend; for an undeclared function: whose arrays it takes.")
 @click.option("--model", metavar="NAME", help="Only the layer of this model (moecheck list models).")
@@ -84,6 +91,7 @@ def kernels(
         options = Options(**values)
         _check_names(options)
         folder = None
+    require = parse_require(options.require)
     jobs = jobs or min(cores(), 8)
     settings = Settings(
         limits=Limits(tol=options.tol, max_mismatch=options.max_mismatch),
@@ -92,6 +100,7 @@ def kernels(
         jobs=jobs,
         threads=max(1, cores() // jobs),
         relations="named" if options.profile == "nightly" else "few",
+        require=require,
     )
     started, start = datetime.now(UTC), time.monotonic()
     progress = LiveProgress()
@@ -183,8 +192,10 @@ def _read_options(folder: Path) -> Options:
     path = folder / "environment.json"
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))["options"]
+        # Folders of earlier releases have no `require`.
+        saved = {"require": (), **saved}
         values = {name: saved[name] for name in Options.__dataclass_fields__}
-        return Options(**{**values, "kernel": tuple(values["kernel"])})
+        return Options(**{**values, "kernel": tuple(values["kernel"]), "require": tuple(values["require"] or ())})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} does not tell the options of the run ({error}); start a new one.") from error
 
@@ -283,6 +294,7 @@ class _Reproducer:
             "backend": target.backend,
             "tol": self._options.tol,
             "max_mismatch": self._options.max_mismatch,
+            "require": list(self._options.require),
             "found_as": case_id,
             "case": case.to_json(),
         }
@@ -295,6 +307,8 @@ def _command(options: Options) -> str:
         value = getattr(options, name)
         if value is not None:
             parts += [f"--{name.replace('_', '-')}", str(value)]
+    for rule in options.require:
+        parts += ["--require", rule]
     for spec in options.kernel:
         parts += ["--kernel", spec]
     if options.profile != "default":

@@ -6,10 +6,13 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 
 import click
 
-from moecheck.errors import UsageError
+from moecheck.errors import UsageError, check_known
+from moecheck.formats import FORMATS
+from moecheck.numerics import STORES
 
 
 def not_negative(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
@@ -26,6 +29,24 @@ def positive(context: click.Context, parameter: click.Parameter, value: float | 
     if value is not None and not (value > 0 and math.isfinite(value)):
         raise UsageError(f"--{(parameter.name or '').replace('_', '-')} must be a finite number above 0, not {value}.")
     return value
+
+
+def parse_require(rules: Iterable[str]) -> dict[str, str]:
+    """Store -> the narrowest format that a kernel may use there, of `FIELD=FORMAT` texts.
+
+    The output's own format is the case's, so `out` is none of the fields.
+    """
+    required: dict[str, str] = {}
+    for rule in rules:
+        name, equals, fmt = rule.partition("=")
+        if not equals:
+            raise UsageError(f"--require {rule} must be FIELD=FORMAT, topk_weights=fp32 for example.")
+        check_known("field of --require", name, [store for store in STORES if store != "out"])
+        check_known("format of --require", fmt, FORMATS)
+        if name in required:
+            raise UsageError(f"--require {name} is given twice; once is enough.")
+        required[name] = fmt
+    return required
 
 
 def cores() -> int:

@@ -11,11 +11,12 @@ import click
 from moecheck.cases import Case, read_case
 from moecheck.checks.finding import FAILURES, Finding, Verdict
 from moecheck.checks.judge import Limits
-from moecheck.cli.options import color, cores, not_negative, positive, width
+from moecheck.cli.options import color, cores, not_negative, parse_require, positive, width
 from moecheck.errors import CaseError, UsageError
 from moecheck.oracle import Oracle
 from moecheck.registry import discover
 from moecheck.report.replay import replay_view
+from moecheck.report.summarise import CASE, summarise
 from moecheck.report.terminal import render
 from moecheck.runner.plan import Plan
 from moecheck.runner.pool import default_memory
@@ -51,6 +52,7 @@ def replay(case: str, kernel: str | None, tol: float | None, timeout: float) -> 
         shrink=False,
         draw_all=True,
         relations="every",
+        require=_required(extra),
     )
     plan = Plan(
         target=found[0].target,
@@ -61,7 +63,8 @@ def replay(case: str, kernel: str | None, tol: float | None, timeout: float) -> 
     )
     findings: list[Finding] = []
     run = run_kernel(plan, settings, lambda _, lines: findings.extend(lines), oracle=Oracle(), done=set())
-    view = replay_view(findings, picture=run.picture, width=width())
+    summary = summarise(findings, [declaration], command="moecheck replay", started="", seconds=run.seconds)
+    view = replay_view(_last(findings), picture=run.picture, width=width(), kernel=summary.kernels[0])
     click.echo(render(view, width=width(), color=color()), nl=False)
     return _code(findings[-1].verdict)
 
@@ -70,6 +73,19 @@ def _code(verdict: Verdict) -> int:
     if verdict in FAILURES:
         return 1
     return 0 if verdict is Verdict.PASS else 4
+
+
+def _last(findings: list[Finding]) -> list[Finding]:
+    """The last report of the case: a diagnosis makes a second one, with all findings of the first."""
+    closing = [index for index, finding in enumerate(findings) if finding.check == CASE]
+    return findings[closing[-2] + 1 if len(closing) > 1 else 0 :]
+
+
+def _required(extra: dict[str, Any]) -> dict[str, str]:
+    rules = extra.get("require") or []
+    if not isinstance(rules, list):
+        raise CaseError(f"`require` of the case must be a list of FIELD=FORMAT, not {rules!r}.")
+    return parse_require(map(str, rules))
 
 
 def _read(text: str) -> tuple[Case, dict[str, Any]]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from xml.etree import ElementTree as ET
 
 from moecheck.checks.finding import FAILURES, Finding, Verdict
+from moecheck.report.contracts import contract_words
+from moecheck.report.limits import sees_words
 from moecheck.report.results import KernelSummary, RunSummary
 from moecheck.report.summarise import case_verdict, decisive, group, reproduce_line
 from moecheck.report.text import one_line, printable
@@ -45,8 +47,12 @@ def _properties(suite: ET.Element, summary: RunSummary, kernel: KernelSummary) -
         "op": kernel.op,
         "backend": kernel.backend,
         "device": kernel.device,
+        "contract": contract_words(kernel),
+        "sees": sees_words(kernel),
     }
     for name, value in values.items():
+        if value is None:
+            continue
         ET.SubElement(properties, "property", name=name, value=printable(str(value)))
 
 
@@ -60,11 +66,13 @@ def _testcase(suite: ET.Element, kernel: KernelSummary, case: str, lines: Sequen
     failed = closing.verdict in FAILURES
     tag = "error" if closing.verdict in _ERRORS else "failure" if failed else "skipped"
     again = kernel.reproduce if case == kernel.worst_case else None
+    looks = kernel.diagnosis if case == kernel.worst_case else next((f.diagnosis for f in lines if f.diagnosis), None)
     message = shown.message or closing.verdict.value
     outcome = ET.SubElement(node, tag, message=one_line(message))
     if failed:
         outcome.set("type", f"{closing.verdict.value}: {shown.check}")
-        outcome.text = printable(f"{message}\n{again or reproduce_line(kernel.name, case)}")
+        said = [message, looks or "", again or reproduce_line(kernel.name, case)]
+        outcome.text = printable("\n".join(filter(None, said)))
 
 
 def _unrun(suite: ET.Element, name: str, reason: str) -> None:

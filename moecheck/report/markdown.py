@@ -7,9 +7,11 @@ import re
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from moecheck.checks.finding import Verdict
+from moecheck.report.contracts import contract_lines, floor_line, odd_contract
 from moecheck.report.headline import headline, kernels_by_reason, totals_line
+from moecheck.report.limits import run_limits, sees_cell
 from moecheck.report.results import RunSummary
-from moecheck.report.text import duration, metric, one_line, place, printable, verdict_words
+from moecheck.report.text import duration, metric, one_line, place, printable, sentence, verdict_words
 
 
 def markdown_summary(summary: RunSummary) -> str:
@@ -21,13 +23,20 @@ def markdown_summary(summary: RunSummary) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(escape=_escape, code=_code, block=_block, metric=metric, duration=duration, place=place)
+    environment.filters.update(
+        escape=_escape, code=_code, block=_block, metric=metric, duration=duration, place=place, sentence=sentence
+    )
     return environment.get_template("summary.md").render(
         summary=summary,
         headline=headline(summary),
         totals=totals_line(summary),
         kernels=[kernel for kernel in reversed(summary.kernels) if kernel.verdict != Verdict.SKIP],
         reasons=kernels_by_reason(summary),
+        low=floor_line(summary),
+        contracts=contract_lines(summary),
+        limits=run_limits(summary),
+        odd_contract=odd_contract,
+        sees=sees_cell,
         words=verdict_words,
     )
 

@@ -7,15 +7,19 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from rich import box
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from moecheck.checks.finding import Finding
 from moecheck.formats import Float64
+from moecheck.report.evidence import HELD, RELATIONS
+from moecheck.report.limits import sees_words
 from moecheck.report.picture import ErrorPicture, coarsen
+from moecheck.report.results import KernelSummary, Measured
 from moecheck.report.summarise import CASE, case_verdict
-from moecheck.report.terminal import indented, unbroken, verdict_text
-from moecheck.report.text import count, metric, one_line, place, printable
+from moecheck.report.terminal import INDENT, indented, unbroken, verdict_text
+from moecheck.report.text import count, metric, one_line, percent, place, printable
 
 MAX_ROWS = 32
 MAX_COLUMNS = 128
@@ -25,9 +29,17 @@ ABOVE = "█"
 
 
 def replay_view(
-    findings: Sequence[Finding], *, width: int, picture: ErrorPicture | None = None, reproduce: str | None = None
+    findings: Sequence[Finding],
+    *,
+    width: int,
+    picture: ErrorPicture | None = None,
+    reproduce: str | None = None,
+    kernel: KernelSummary | None = None,
 ) -> RenderableType:
-    """One kernel x case: its findings, their numbers, the worst elements and a heat map of the error."""
+    """One kernel x case: its findings, their numbers, the worst elements and a heat map of the error.
+
+    kernel: its summary over this case alone, for what a pass is worth.
+    """
     closing = case_verdict(findings)
     parts: list[RenderableType] = [
         Text.assemble(verdict_text(closing.verdict), "  ", (one_line(closing.kernel), "bold")),
@@ -40,6 +52,9 @@ def replay_view(
             parts += _finding(finding)
     if picture is not None:
         parts += _picture(picture, width=width)
+    limits = sees_words(kernel) if kernel else None
+    if limits:
+        parts += [Text(), Text(limits)]
     if reproduce:
         parts += [Text(), unbroken(printable(reproduce), style="cyan")]
     return Group(*parts)
@@ -63,8 +78,36 @@ def _finding(finding: Finding) -> Iterator[RenderableType]:
         yield indented(finding.message)
     if finding.where:
         yield indented(f"at {place(finding.where)}")
-    if finding.numbers:
-        yield indented("  ".join(f"{name}={metric(value)}" for name, value in finding.numbers.items()), style="dim")
+    if finding.limits:
+        yield Padding(_judged(finding), (0, 0, 0, INDENT))
+    rest = {name: value for name, value in finding.metrics.items() if name not in finding.limits}
+    if rest:
+        yield indented("  ".join(f"{name}={metric(value)}" for name, value in rest.items()), style="dim")
+    if finding.check == RELATIONS:
+        yield from _relations(finding)
+
+
+def _judged(finding: Finding) -> Table:
+    """Each number that has a limit, against it."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("statistic")
+    for name in ("value", "limit", "of limit"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, limit in finding.limits.items():
+        measured = Measured(name=name, value=finding.numbers[name], limit=limit, case=finding.case)
+        style = "red" if not measured.share <= 1 else ""
+        table.add_row(name, metric(measured.value), metric(limit), percent(measured.share), style=style)
+    return table
+
+
+def _relations(finding: Finding) -> Iterator[RenderableType]:
+    """Which relations held, and why others were not tried."""
+    held = [name for name, fact in finding.facts.items() if fact == HELD]
+    if held:
+        yield indented(f"held: {', '.join(held)}", style="dim")
+    for name, fact in finding.facts.items():
+        if fact != HELD:
+            yield indented(f"{name} {fact}", style="dim")
 
 
 def _picture(picture: ErrorPicture, *, width: int) -> Iterator[RenderableType]:

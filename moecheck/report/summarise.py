@@ -6,9 +6,12 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from moecheck.checks.finding import FAILURES, SEVERITY, Finding, Verdict, worst
+from moecheck.identify_floor import below_floor
 from moecheck.kernel import Declaration
+from moecheck.report import evidence
 from moecheck.report.results import KernelSummary, RunSummary, Skipped
 
 CASE = "case"  # the check name of the line that carries the verdict of a kernel x case
@@ -113,7 +116,11 @@ def _kernel(
     # Of failing cases the first: cases come in order of plainness, and a plain one tells best where the error is.
     worst_case = failing[0] if failing else max(judged, key=lambda case: _badness(judged[case]), default=None)
     shown = decisive(judged[worst_case]) if worst_case else None
+    undecided = Counter(
+        closing[case].message or "no reason given" for case in judged if closing[case].verdict is Verdict.INCONCLUSIVE
+    )
     return KernelSummary(
+        **_evidence(declaration, judged, closing),
         name=declaration.name,
         op=declaration.op,
         backend=declaration.backend,
@@ -132,12 +139,43 @@ def _kernel(
         message=shown.message if shown else (reasons.most_common(1)[0][0] if reasons else NO_CASE),
         where=dict(shown.where) if shown else {},
         skip_reasons=dict(reasons.most_common()),
+        undecided=dict(undecided.most_common()),
         max_diff=_largest(judged.values(), "max_diff"),
         max_rel_diff=_largest(judged.values(), "max_rel_diff"),
         mismatch_ratio=_largest(judged.values(), "mismatch_ratio"),
         rms_z=_largest(judged.values(), "rms_z"),
         max_z=_largest(judged.values(), "max_z"),
     )
+
+
+def _evidence(
+    declaration: Declaration, judged: dict[str, list[Finding]], closing: dict[str, Finding]
+) -> dict[str, Any]:
+    """The fields of a KernelSummary that come from evidence.py."""
+    passed = {case: lines for case, lines in judged.items() if closing[case].verdict is Verdict.PASS}
+    limits = evidence.detection_limits(passed)
+    slope_error, slope_error_se = evidence.pooled_slope(judged)
+    contract = evidence.contract_finding(judged)
+    facts, numbers = (contract.facts, contract.numbers) if contract else ({}, {})
+    low = declaration.numerics and below_floor(declaration.numerics, dtypes=declaration.dtypes)
+    return {
+        "contract": facts.get("contract"),
+        "contract_agreement": numbers.get("agreement"),
+        "contract_runner_up": facts.get("runner_up"),
+        "contract_runner_up_agreement": numbers.get("runner_up_agreement") if "runner_up" in facts else None,
+        "contract_problem": contract.message if contract and contract.verdict is not Verdict.PASS else None,
+        "below_floor": low or (),
+        "detection_limit": max(limits.values(), default=None),
+        "detection_limits": limits,
+        "element_limit": evidence.element_limit(passed),
+        "rms_z_median": evidence.median_of(judged.values(), "rms_z"),
+        "slope_error": slope_error,
+        "slope_error_se": slope_error_se,
+        "statistics": evidence.nearest_to_limit(judged),
+        "relations": evidence.relations_of(judged),
+        "capabilities": evidence.capabilities_of(declaration, judged),
+        "diagnosis": evidence.diagnosis_of(judged),
+    }
 
 
 def _attention(kernel: KernelSummary) -> tuple[bool, bool, int, str]:

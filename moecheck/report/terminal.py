@@ -14,13 +14,25 @@ from rich.table import Table
 from rich.text import Text
 
 from moecheck.checks.finding import FAILURES, Verdict
+from moecheck.report.contracts import contract_lines, floor_line, odd_contract
 from moecheck.report.headline import headline, kernels_by_reason, totals_line
+from moecheck.report.limits import run_limits, sees_cell
 from moecheck.report.results import KernelSummary, RunSummary
 from moecheck.report.text import count, duration, metric, one_line, place, printable, verdict_words
 
 INDENT = 2
 SKIP_REASONS = 5  # of single cases; the report has all
-_WIDE, _MEDIUM = 124, 98  # columns of text from which the table shows everything, or all but the op
+CONTRACTS = 12  # distinct ones that are listed; the report has all
+# Column of the table -> the width of the terminal, in characters, from which it is shown.
+_COLUMNS = {
+    "max diff": 0,
+    "max rel diff": 98,
+    "mismatch": 0,
+    "worst z": 0,
+    "sees": 112,
+    "seconds": 98,
+}
+_WITH_OP = 136
 
 
 def render(view: RenderableType, *, width: int, color: bool) -> str:
@@ -35,13 +47,29 @@ def render(view: RenderableType, *, width: int, color: bool) -> str:
 def run_view(summary: RunSummary, *, width: int, report: str | None = None) -> RenderableType:
     """The table of kernels with failures last, a block per failure, skips, and the totals with the `report` path."""
     tested = [kernel for kernel in summary.kernels if kernel.verdict != Verdict.SKIP]
-    parts: list[RenderableType] = [_table(tested, width=width)] if tested else []
+    parts: list[RenderableType] = []
+    low = floor_line(summary)
+    if low:
+        parts += [Text(one_line(low), style="yellow"), Text()]
+    parts += [_table(tested, width=width)] if tested else []
+    contracts = contract_lines(summary)
+    if contracts:
+        parts += [Text(), Text("Where the kernels that passed round:", style="bold")]
+        parts += [indented(one_line(line)) for line in contracts[:CONTRACTS]]
+        if len(contracts) > CONTRACTS:
+            parts.append(indented(f"and {len(contracts) - CONTRACTS} more contracts: see the report", style="dim"))
+    for kernel in tested:
+        if kernel.verdict == Verdict.PASS:
+            parts += [_undecided(kernel, reason, cases) for reason, cases in kernel.undecided.items()]
     for kernel in tested:
         if kernel.verdict != Verdict.PASS:
             parts += [Text(), *_block(kernel)]
     skips = list(_skips(summary))
     if skips:
         parts += [Text(), *skips]
+    limits = run_limits(summary)
+    if limits:
+        parts += [Text(), Text(one_line(limits))]
     failed = any(kernel.failed for kernel in tested)
     parts += [Text(), Text(headline(summary), style="bold red" if failed else "bold")]
     parts.append(Text(f"{totals_line(summary)} · {duration(summary.seconds)}"))
@@ -75,20 +103,25 @@ def indented(text: str, style: str = "") -> Padding:
 def _table(kernels: list[KernelSummary], *, width: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("kernel", overflow="fold", min_width=12)
-    if width >= _WIDE:
+    if width >= _WITH_OP:
         table.add_column("op", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("cases", justify="right", no_wrap=True)
-    names = ("max diff", "max rel diff", "mismatch", "worst z", "seconds")
-    shown = names if width >= _MEDIUM else ("max diff", "mismatch", "worst z")
+    shown = [name for name, least in _COLUMNS.items() if width >= least]
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
     for kernel in kernels:
-        metrics = (kernel.max_diff, kernel.max_rel_diff, kernel.mismatch_ratio, kernel.max_z, kernel.seconds)
-        cells = {name: metric(value) for name, value in zip(names, metrics, strict=True)}
+        cells = {
+            "max diff": metric(kernel.max_diff),
+            "max rel diff": metric(kernel.max_rel_diff),
+            "mismatch": metric(kernel.mismatch_ratio),
+            "worst z": metric(kernel.max_z),
+            "sees": sees_cell(kernel),
+            "seconds": metric(kernel.seconds),
+        }
         table.add_row(
             Text(one_line(kernel.name), style=verdict_style(kernel.verdict) if kernel.failed else ""),
-            *([kernel.op] if width >= _WIDE else []),
+            *([kernel.op] if width >= _WITH_OP else []),
             verdict_text(kernel.verdict),
             kernel.tally,
             *(cells[name] for name in shown),
@@ -97,14 +130,25 @@ def _table(kernels: list[KernelSummary], *, width: int) -> Table:
 
 
 def _block(kernel: KernelSummary) -> Iterator[RenderableType]:
-    """What was seen, what was expected, where; the last line is the command that reproduces it."""
+    """What was seen and expected, what it looks like, where; the last line is the command that reproduces it."""
     yield Text.assemble(verdict_text(kernel.verdict), "  ", (one_line(kernel.name), "bold"), f"  {kernel.check or ''}")
     yield indented(kernel.message or "no message")
+    if kernel.diagnosis:
+        yield indented(kernel.diagnosis, style="bold")
     at = f"{place(kernel.where)} of case" if kernel.where else "case"
     yield indented(f"at {at} {kernel.worst_case}", style="dim")
-    if kernel.diagnosis:
-        yield indented(f"looks like: {kernel.diagnosis}")
+    contract = odd_contract(kernel)
+    if contract:
+        yield indented(contract)
     yield unbroken(" " * INDENT + printable(kernel.reproduce or ""), style="cyan")
+
+
+def _undecided(kernel: KernelSummary, reason: str, cases: int) -> RenderableType:
+    """Of a kernel that passed, the cases that did not."""
+    words = verdict_text(Verdict.INCONCLUSIVE)
+    return Text.assemble(
+        "\n", words, "  ", (one_line(kernel.name), "bold"), f"  {count(cases, 'case')}: {one_line(reason)}"
+    )
 
 
 def _skips(summary: RunSummary) -> Iterator[RenderableType]:

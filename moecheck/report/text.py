@@ -32,6 +32,11 @@ def one_line(text: str) -> str:
     return " ".join(printable(text).split())
 
 
+def sentence(text: str) -> str:
+    """`text` with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
 def verdict_words(verdict: Verdict) -> str:
     """Symbol and words: readable without colour."""
     return f"{SYMBOLS[verdict]} {verdict.value.replace('_', ' ')}"
@@ -44,6 +49,13 @@ def metric(value: float | None) -> str:
     if math.isnan(value):
         return "NaN"
     return f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    """`12 %`; `280 ×` from ten times on, where percents are hard to read."""
+    if not math.isfinite(share):
+        return "∞"
+    return f"{share:.0%}".replace("%", " %") if share < 10 else f"{share:.3g} ×"
 
 
 def duration(seconds: float) -> str:

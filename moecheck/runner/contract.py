@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from moecheck.cases import Case
 from moecheck.checks.contract import judge_contract
 from moecheck.checks.finding import FAILURES, Judgement, Verdict
 from moecheck.formats import AnyArray
-from moecheck.identify import Identified, identification_cases, identify, judge_numerics
+from moecheck.identify import Identified, identification_cases, identify, judge_numerics, judge_unseen
 from moecheck.kernel import Declaration
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
@@ -25,8 +25,17 @@ class Contract:
     judgement: Judgement | None = None
 
 
-def contract_of(declaration: Declaration, call: Callable[[Case], Outcome], oracle: Oracle) -> Contract:
-    """The kernel's contract. call: runs the kernel on one case; its failures are left to the kernel's own cases."""
+def contract_of(
+    declaration: Declaration,
+    call: Callable[[Case], Outcome],
+    oracle: Oracle,
+    *,
+    require: Mapping[str, str] | None = None,
+) -> Contract:
+    """The kernel's contract. call: runs the kernel on one case; its failures are left to the kernel's own cases.
+
+    require: store -> the narrowest format that it may use there.
+    """
     observations: list[tuple[Case, AnyArray]] = []
     for case in identification_cases(declaration):
         outcome = call(case)
@@ -35,13 +44,13 @@ def contract_of(declaration: Declaration, call: Callable[[Case], Outcome], oracl
         if outcome.problem is None and _is_sound(case, outcome, oracle):
             observations.append((case, outcome.outputs[0]))
     if not observations:
-        return Contract(numerics=declaration.numerics)
+        return Contract(numerics=declaration.numerics, judgement=judge_unseen(declaration, require or {}))
     identified = identify(observations, oracle)
     found = identified.numerics if identified.known else None
     return Contract(
         numerics=declaration.numerics or found,
         identified=identified,
-        judgement=judge_numerics(declaration.numerics, identified, require={}),
+        judgement=judge_numerics(declaration.numerics, identified, require=require),
     )
 
 

@@ -21,6 +21,7 @@ Reach = Literal["few", "named", "every"]
 FEW = 2
 COMPILED = ("jax", "pallas_tpu")  # backends that compile for each new shape, for seconds
 TOKENS = range(2, 129)  # of a case that is worth its many calls
+HELD = "held"  # the fact about a relation that was tried and not broken
 CAPABILITIES = ("deterministic", "batch_invariant", "tie")
 # (case, name of a relation, number of its calls) -> what they did
 Calling = Callable[[Case, str, int], list[Outcome]]
@@ -54,30 +55,36 @@ class Relating:
     ) -> list[Judgement]:
         """What the named relations say of a case whose own outputs passed.
 
-        Those that fail and those that verify a capability have a judgement each, the others one together.
+        Those that fail and those that verify a capability have a judgement each, the others one together, whose
+        facts say of each name whether it held.
         """
         self.last = case
         judgements, held, untried = [], 0, 0
+        facts: dict[str, str] = {}
         setting = Setting(
             subject=Subject(declaration=self.plan.declaration, case=case), oracle=self.oracle, numerics=numerics
         )
         for name in names:
             judgement = self._one(relations()[name], case, outputs, setting)
-            if judgement is None:
+            if isinstance(judgement, str):
                 untried += 1
-            elif judgement.verdict is Verdict.PASS and not judgement.numbers:
+                facts[name] = f"not tried: {judgement}"
+                continue
+            facts[name] = HELD if judgement.verdict is Verdict.PASS else "broken"
+            if judgement.verdict is Verdict.PASS and not judgement.numbers:
                 held += 1
             else:
                 judgements.append(judgement)
         if held or untried:
             numbers = {"relations_held": float(held), "relations_not_tried": float(untried)}
-            judgements.append(Judgement(check="relations", verdict=Verdict.PASS, numbers=numbers))
+            judgements.append(Judgement(check="relations", verdict=Verdict.PASS, numbers=numbers, facts=facts))
         return judgements
 
-    def _one(self, law: Relation, case: Case, outputs: tuple[AnyArray, ...], setting: Setting) -> Judgement | None:
-        """None where it could not be tried: its premises fail, or the kernel declines its calls."""
-        if law.missing(setting.subject) is not None:
-            return None
+    def _one(self, law: Relation, case: Case, outputs: tuple[AnyArray, ...], setting: Setting) -> Judgement | str:
+        """Its judgement, or why it could not be tried: its premises fail, or the kernel declines its calls."""
+        reason = law.missing(setting.subject)
+        if reason is not None:
+            return reason
         trial = law.trial(case, self.oracle.inputs(case))
         outcomes = self.call(case, law.name, len(trial.calls))
         problem = outcomes[-1].problem
@@ -141,10 +148,10 @@ def _affordable(plan: Plan, law: Relation) -> bool:
     return law.keeps_shapes or not _is_slow(plan)
 
 
-def _refused(law: Relation, problem: tuple[Verdict, str]) -> Judgement | None:
+def _refused(law: Relation, problem: tuple[Verdict, str]) -> Judgement | str:
     verdict, message = problem
     if verdict not in FAILURES or (law.optional and verdict is Verdict.CRASH):
-        return None
+        return f"the kernel declines a call: {message}"
     return Judgement(
         check=law.name, verdict=verdict, message=f"{law.says[0].upper()}{law.says[1:]}; here a call ends: {message}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -39,7 +39,8 @@ class Settings:
     """How to run. timeout: seconds for one call. memory: bytes for one process. threads: of one process.
 
     shrink: look for smaller cases that fail. draw_all: make a picture also where nothing failed. relations: on which
-    cases all metamorphic relations are tried.
+    cases all metamorphic relations are tried. require: store -> the narrowest format that a kernel may use there,
+    whatever it declares.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -50,6 +51,7 @@ class Settings:
     shrink: bool = True
     draw_all: bool = False
     relations: Reach = "few"
+    require: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -253,7 +255,10 @@ class _KernelLoop:
         """What the outputs are judged under, found by a few small calls before the first of them is judged."""
         if self.contract is None:
             self.contract = contract_of(
-                self.run.plan.declaration, lambda case: self._outcome(self._submit(case)), self.oracle
+                self.run.plan.declaration,
+                lambda case: self._outcome(self._submit(case)),
+                self.oracle,
+                require=self.settings.require,
             )
             self.run.identified = self.contract.identified
         return self.contract
@@ -365,6 +370,7 @@ def _line(plan: Plan, case: Case, judgement: Judgement) -> Finding:
         message=judgement.message,
         numbers=judgement.numbers,
         where=judgement.where,
+        facts=judgement.facts,
     )
 
 
