@@ -25,7 +25,7 @@ ROWS = {"grouped_gemm": "row", "act_and_mul": "row"}
 EQUAL = 25.0  # hypotheses whose sums of z^2 differ by less cannot be told apart
 SIMPLER = 100.0  # what a fitted number gains by chance, errors of one row being correlated
 CLOSEST = 0.1  # a hypothesis that leaves at most this share of the error is worth a word
-LOOKED_AT = 8  # hypotheses that get a sigma of their own
+LOOKED_AT = 6  # hypotheses that get a sigma of their own
 LARGEST = 1 << 29  # multiplications of one reference call, above which only fitted hypotheses are tried
 MOST_AMBIGUOUS = 0.5  # share of tokens with several right outputs
 
@@ -185,10 +185,9 @@ class _Search:
 
     def _named(self, best: tuple[Hypothesis, Score], ranked: list[tuple[Hypothesis, Score]]) -> Diagnosis:
         one, s = best
-        most = 0 if one.complexity == 0 else ANYTHING - 1
         rivals = self._on_one_scale([best, *(p for p in ranked if p[0] is not one and p[1].explains)])
         least = rivals[0][1].cost
-        equal = [o for o, its in rivals[1:] if o.complexity <= most and abs(its.cost - least) <= EQUAL]
+        equal = [o for o, its in rivals[1:] if o.complexity <= one.complexity and abs(its.cost - least) <= EQUAL]
         words = one.words + (f" ({one.sources[0]})" if one.sources else "")
         if equal:
             words += f", or {'; or '.join(other.words for other in equal[:2])}: equal on this case"

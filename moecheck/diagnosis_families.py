@@ -152,7 +152,7 @@ def _unwritten(evidence: Evidence, row: str) -> Iterator[Hypothesis]:
         ("unwritten", zero, 0.0, "zero: never written"),
         ("nan_rows", lost, np.nan, "NaN or Inf"),
     ):
-        if mask.any() and not mask.all():
+        if mask.any():
             prediction = Prediction(np.where(mask, filling, value), np.where(mask, 0.0, sigma))
             where = names(row, np.flatnonzero(mask.any(axis=1)))
             words = f"{int(mask.sum())} of {mask.size} elements are {what}; they are in {where}"

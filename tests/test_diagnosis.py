@@ -10,6 +10,7 @@ import pytest
 
 from moecheck import diagnosis
 from moecheck.cases import Case
+from moecheck.checks.legal_sets import ambiguous_rows, choice_of
 from moecheck.curated import cases_for
 from moecheck.diagnosis import Diagnosis, best_case_for_diagnosis, diagnose
 from moecheck.diagnosis_parts import parts_of
@@ -196,6 +197,25 @@ def test_a_part_of_the_output_that_was_never_written() -> None:
     assert found.hypothesis == "unwritten"
     assert "tokens 16 to 19" in found.location
     assert "columns 64 to 71" in found.location
+
+
+def test_nothing_but_nan() -> None:
+    found = known(PLAIN, np.full((20, 72), np.nan))
+    assert found.hypothesis == "nan_rows"
+    assert "1440 of 1440 elements are NaN or Inf" in found.sentence
+
+
+def test_nan_in_a_token_with_several_right_outputs() -> None:
+    """No choice of experts explains it, although the token has no single right output."""
+    which = case("moe_layer", TOP4, load="ties", dtype="fp32")
+    choice = choice_of(which, oracle().inputs(which), None)
+    token = int(np.flatnonzero(ambiguous_rows(choice, which.spec.routing))[0])
+    out = rounded(which).copy()
+    out[token] = np.nan
+    found = known(which, out)
+
+    assert found.hypothesis == "nan_rows"
+    assert found.sentence == "looks like: 1 of 20 tokens hold NaN or Inf; the other elements are right."
 
 
 def test_nan_beside_another_bug() -> None:

@@ -11,6 +11,7 @@ from moecheck.formats import Float64
 from moecheck.mutants.call import Prediction
 
 T, H = 40, 320
+Indices = list[int] | slice
 
 
 def evidence(out: Float64) -> Evidence:
@@ -19,9 +20,9 @@ def evidence(out: Float64) -> Evidence:
     return Evidence(out=out, reference=reference, rounded=zeros, judged=np.ones((T, H), dtype=np.bool_))
 
 
-def wrong_at(rows: object, columns: object, size: float = 50.0) -> Float64:
+def wrong_at(rows: Indices, columns: Indices, size: float = 50.0) -> Float64:
     out = np.random.default_rng(0).normal(size=(T, H))
-    out[np.ix_(np.arange(T)[rows], np.arange(H)[columns])] += size  # type: ignore[index]  # slices and lists
+    out[np.ix_(np.arange(T)[rows], np.arange(H)[columns])] += size
     return out
 
 
@@ -51,7 +52,7 @@ def wrong_at(rows: object, columns: object, size: float = 50.0) -> Float64:
         ),
     ],
 )
-def test_coordinates(rows: object, columns: object, expected: tuple[object, object], text: str) -> None:
+def test_coordinates(rows: Indices, columns: Indices, expected: tuple[object, object], text: str) -> None:
     found = locate(evidence(wrong_at(rows, columns)), None, "token")
     assert (found.rows, found.columns) == expected
     assert text in found.words()
