@@ -14,7 +14,7 @@ LARGEST = {"fp32": 2.0**15, "bf16": 2.0**15, "fp16": 2.0**7}
 # Below it silu is so near to 0 that the model of the second GEMM, whose variances of a row share a scale, cannot tell.
 LOWEST = -16.0
 SMALLEST = {"fp32": 2.0**-30, "bf16": 2.0**-30, "fp16": 2.0**-14}
-EXPONENTS = 5  # ups of the second pass over the gates are powers of two up to 2^4, of either sign
+EXPONENTS = 5  # ups of the second pass over the gates are powers of two from 2^-4 to 1, of either sign
 _STRIDE = 25_931  # prime, about 0.4 of the number of values: any run of probes is spread over the range
 
 
@@ -40,13 +40,13 @@ def moderate_values(dtype: str) -> Float64:
 def gates_and_ups(count: int, dtype: str) -> tuple[Float64, Float64]:
     """Two arrays [count]: every value as a gate with an up of 1, then again with powers of two of either sign.
 
-    These make a large gate's product smaller and a small one's larger, so that none leaves the format's range.
+    None is above 1: a large gate's product would overflow, and a small one's, which a device that flushes subnormal
+    numbers takes for 0, would become large enough to count.
     """
     values = every_value(dtype)
     n = np.arange(count)
     gates = values[n % len(values)]
-    exponents = np.where(np.abs(gates) > 1.0, -1, 1) * (n % EXPONENTS)
-    ups = np.where(n < len(values), 1.0, np.exp2(exponents) * np.where(n % 2, -1.0, 1.0))
+    ups = np.where(n < len(values), 1.0, np.exp2(-(n % EXPONENTS)) * np.where(n % 2, -1.0, 1.0))
     return gates, ups
 
 

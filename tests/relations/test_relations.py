@@ -30,7 +30,14 @@ def case_of(op: str, spec: MoESpec = RENORMALISED, dtype: str = "fp32", **fields
 
 
 KINDS = ((RENORMALISED, "fp32"), (RENORMALISED, "bf16"), (BIASED, "fp32"), (CLAMPED, "bf16"))
-CASES = [case_of(op, spec, dtype) for op in OPS for spec, dtype in KINDS]
+SHARED = MoESpec(
+    routing=RoutingSpec(top_k=2, renormalize=True, routed_scaling_factor=2.5, scaling_placement="routed_output"),
+    shared_experts="ungated",
+)
+CASES = [
+    *(case_of(op, spec, dtype) for op in OPS for spec, dtype in KINDS),
+    case_of("moe_layer", SHARED, shared_intermediate_size=64),
+]
 HOLDING = [(name, case) for name in relations() for case in CASES if missing(name, case) is None]
 
 
@@ -118,6 +125,15 @@ def ignores_selection(case: Case, inputs: Inputs) -> Outputs:
     return honest(replace(case, spec=replace(case.spec, routing=routing)), inputs)
 
 
+def weighs_the_shared_slot_by_the_factor(case: Case, inputs: Inputs) -> Outputs:
+    """The fused shared slot gets the routed factor too."""
+    if not case.spec.routing.num_fused_shared_experts:
+        return honest(case, inputs)
+    w2 = inputs["w2"].copy()
+    w2[-1] *= w2.dtype.type(case.spec.routing.routed_scaling_factor)
+    return honest(case, {**inputs, "w2": w2})
+
+
 def takes_halves_of_wide_ids(case: Case, inputs: Inputs) -> Inputs:
     ids = inputs["topk_ids"]
     halves = np.ascontiguousarray(ids).view(np.int32).reshape(-1)[: ids.size].reshape(ids.shape)
@@ -191,6 +207,7 @@ WRONG: list[tuple[str, str, MoESpec, Kernel]] = [
     ("shifted_logits", "moe_layer", RENORMALISED, fed(overflowing_softmax)),
     ("shifted_bias", "topk_routing", BIASED, changed(weighs_with_the_bias)),
     ("softmax_over_chosen", "topk_routing", RENORMALISED, ignores_selection),
+    ("shared_slot", "moe_layer", SHARED, weighs_the_shared_slot_by_the_factor),
     ("linear_in_weights", "fused_experts", RENORMALISED, fed(renormalises)),
     ("linear_in_weights", "unpermute", RENORMALISED, fed(renormalises)),
     ("scaled_weights", "fused_experts", RENORMALISED, fed(renormalises)),
@@ -218,7 +235,9 @@ WRONG: list[tuple[str, str, MoESpec, Kernel]] = [
 @pytest.mark.parametrize("declared", [False, True], ids=["undeclared", "declared"])
 @pytest.mark.parametrize(("name", "op", "spec", "kernel"), WRONG, ids=[f"{w[0]}-{w[1]}" for w in WRONG])
 def test_a_wrong_kernel_breaks_it(name: str, op: str, spec: MoESpec, kernel: Kernel, declared: bool) -> None:
-    judgement = judged(name, case_of(op, spec), kernel, declared=declared)
+    shared = SIZES["intermediate_size"] if spec.shared_experts != "none" else 0
+    case = case_of(op, spec, shared_intermediate_size=shared)
+    judgement = judged(name, case, kernel, declared=declared)
     assert judgement.verdict in (Verdict.FAIL, Verdict.PROVEN_WRONG)
     assert judgement.check == name
     assert {"row", "column"} <= judgement.where.keys()
@@ -286,6 +305,7 @@ def test_a_further_call_of_the_wrong_shape_is_proven_wrong() -> None:
             case_of("topk_routing", MoESpec(routing=RoutingSpec(selection="sparsemixer"))),
             "weighs experts by the order of their choice",
         ),
+        ("shared_slot", case_of("moe_layer"), "has no ungated shared expert"),
         ("scaled_up", case_of("permute"), "says nothing of permute"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
