@@ -17,7 +17,7 @@ DTYPES: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dty
 
 
 def experts(case: Case, inputs: dict[str, Any], does: Numerics, *, factor: float = 1.0) -> AnyArray:
-    """The sum over slots of w W2 silu(g) u, for a plain gated case. does: where it stores. factor: a fault in the weights."""
+    """Sum over slots of w W2 silu(g) u, for a plain gated case. does: where it stores. factor: a fault in weights."""
 
     def keep(values: AnyArray, name: str) -> Float32:
         fmt = getattr(does, name)
@@ -34,7 +34,8 @@ def experts(case: Case, inputs: dict[str, Any], does: Numerics, *, factor: float
         if "w13_bias" in inputs:
             gate_up = keep(gate_up, "before_bias") + inputs["w13_bias"][expert].astype(np.float32)
         gate, up = np.split(keep(gate_up, "gate_up"), 2, axis=1)
-        h = keep(keep(gate / (1 + np.exp(-gate)), "act") * up, "act_times_up")
+        with np.errstate(over="ignore"):  # as a kernel's exp does
+            h = keep(keep(gate / (1 + np.exp(-gate)), "act") * up, "act_times_up")
         z = h @ inputs["w2"][expert].astype(np.float32).T
         if "w2_bias" in inputs:
             z = keep(z, "before_bias") + inputs["w2_bias"][expert].astype(np.float32)
