@@ -71,7 +71,7 @@ def tried(case: Case) -> list[Numerics]:
     """Contracts of the pool, and others with formats of their own, in an order without order."""
     pool = contracts([case])
     others = [near for start in (pool[0], pool[-1]) for near in neighbours(start, stores_of(case))]
-    every = list(dict.fromkeys([*pool[:: max(1, len(pool) // 40)], *others]))
+    every = list(dict.fromkeys([*pool[:: max(1, len(pool) // 15)], *others]))
     return [every[i] for i in np.random.default_rng(0).permutation(len(every))]
 
 
