@@ -22,6 +22,7 @@ from moecheck.oracle import Oracle
 
 VALUE_OPS = ("unpermute", "grouped_gemm", "act_and_mul", "fused_experts", "moe_layer")
 ROWS = {"grouped_gemm": "row", "act_and_mul": "row"}
+LEAST_SHARE = 0.5  # of the sum of z^2, where the reference explains the output as well
 EQUAL = 25.0  # hypotheses whose sums of z^2 differ by less cannot be told apart
 SIMPLER = 100.0  # what a fitted number gains by chance, errors of one row being correlated
 CLOSEST = 0.1  # a hypothesis that leaves at most this share of the error is worth a word
@@ -77,7 +78,8 @@ def diagnose(case: Case, outputs: tuple[AnyArray, ...], oracle: Oracle, numerics
         rounded=values.rounded,
         judged=np.isfinite(values.true) & _unambiguous(case, oracle, numerics)[:, None],
     )
-    return _Search(case, oracle, numerics, evidence).diagnosis()
+    with np.errstate(all="ignore"):  # what a bug makes of large values may overflow, and counts as it is
+        return _Search(case, oracle, numerics, evidence).diagnosis()
 
 
 def best_case_for_diagnosis(failing: Sequence[Case]) -> Case:
@@ -166,12 +168,17 @@ class _Search:
 
     @staticmethod
     def _gains(one: Hypothesis, s: Score, reference: Score) -> bool:
-        """Whether it is far better than the reference. Fitted numbers follow the errors that a row's columns share, so
-        they count only where the reference explains nothing, or by their own standard error.
+        """Whether it is far better than the reference.
+
+        Where the reference explains the output too, a bug must take away a share of the error, for values that recur
+        (act of a clamp's limit) are rounded alike; and fitted numbers follow the errors that a row's columns share, so
+        they count by their own standard error only.
         """
         if one.slight and reference.cost > s.cost:
             return True
-        return reference.cost - s.cost > LEAST_GAIN and (one.complexity == 0 or not reference.explains)
+        if not reference.explains:
+            return reference.cost - s.cost > LEAST_GAIN
+        return one.complexity == 0 and reference.cost - s.cost > max(LEAST_GAIN, LEAST_SHARE * reference.cost)
 
     def _on_one_scale(self, explaining: list[tuple[Hypothesis, Score]]) -> list[tuple[Hypothesis, Score]]:
         """The scores with costs by the sigma of the simplest one: only differences of values shall count."""

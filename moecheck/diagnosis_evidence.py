@@ -15,6 +15,8 @@ Bool = npt.NDArray[np.bool_]
 LARGEST_Z = 1e6  # a larger one counts as this: a few wild elements must not hide the rest
 RMS_EXPLAINED = 1.5  # honest kernels measure 0.7 to 1.25 under any contract that we know of
 LEAST_GAIN = 400.0  # in the sum of z^2: 20 standard deviations, 3 where errors are shared by the columns of a row
+FEW_ROWS = 8
+SHARED = 6.0  # by how much errors that the columns of a row share widen a slope's error (measured: 2.6 to 6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +90,14 @@ class Fit:
     error: float
 
 
-def fit_factor(target: Float64, basis: Float64, sigma: Float64, judged: Bool) -> Fit | None:
+def fit_factor(target: Float64, basis: Float64, sigma: Float64, judged: Bool, *, sized: bool = True) -> Fit | None:
     """The c of target = c basis, by weighted least squares over the judged, finite elements; None without any signal.
 
+    sized: sigma has the size of an error; otherwise it only weighs.
+
     The standard error is that of sums over rows (White 1980, clustered by row): the errors of one row's columns are
-    not independent, since they share the errors of h.
+    not independent, since they share the errors of h. With few rows it is never below SHARED times what independent
+    errors of size sigma would give, for residuals of the fit add up to 0 in a single row.
     """
     usable = judged & np.isfinite(target) & np.isfinite(basis) & (sigma > 0) & np.isfinite(sigma)
     weight = np.where(usable, 1.0 / np.square(np.where(usable, sigma, 1.0)), 0.0)
@@ -102,4 +107,5 @@ def fit_factor(target: Float64, basis: Float64, sigma: Float64, judged: Bool) ->
         return None
     factor = float((weight * x * y).sum()) / total
     rows = (weight * x * (y - factor * x)).sum(axis=1)
-    return Fit(factor=factor, error=float(np.sqrt(np.square(rows).sum())) / total)
+    least = (SHARED if np.count_nonzero(weight.any(axis=1)) < FEW_ROWS else 1.0) / np.sqrt(total)
+    return Fit(factor=factor, error=max(float(np.sqrt(np.square(rows).sum())) / total, least if sized else 0.0))

@@ -133,7 +133,7 @@ def _fitted(seen: Slots, right: Slots, z: Float64, judged: Bool, call: Call) -> 
     routed = (right.ids < call.case.num_experts) & judged[:, None]
     a, b = _sorted(seen), _sorted(right)
     same = (a.ids == b.ids) & judged[:, None] & (b.ids < call.case.num_experts)
-    fit = fit_factor(a.weights, b.weights, np.where(same, np.abs(b.weights), 0.0), same)
+    fit = fit_factor(a.weights, b.weights, np.where(same, np.abs(b.weights), 0.0), same, sized=False)
     if fit is not None and abs(fit.factor - 1.0) > CERTAIN * fit.error + 1e-6:
         words = f"the weights are {_number(fit.factor, fit.error)} times the right ones"
         scaled = np.where(routed, fit.factor, 1.0) * right.weights

@@ -60,3 +60,11 @@ def test_a_factor_and_its_error() -> None:
 def test_without_signal_no_factor() -> None:
     nothing = np.zeros((2, 2))
     assert fit_factor(nothing, nothing, np.ones((2, 2)), np.ones((2, 2), dtype=np.bool_)) is None
+
+
+def test_one_row_is_not_trusted() -> None:
+    """The residuals of a fit add up to nothing in its only row."""
+    basis = np.linspace(1, 2, 64)[None]
+    fit = fit_factor(1.001 * basis, basis, 0.01 * basis, np.ones((1, 64), dtype=np.bool_))
+    assert fit is not None
+    assert fit.error == pytest.approx(6 * 0.01 / 8)
