@@ -5,6 +5,7 @@ from __future__ import annotations
 from .errors import CaseError, HarnessError, MoecheckError, SpecError, Unsupported, UsageError
 from .kernel import kernel
 from .numerics import Numerics
+from .quantizer import Quantizer
 from .spec import ExpertSpec, MoESpec, RoutingSpec
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "MoESpec",
     "MoecheckError",
     "Numerics",
+    "Quantizer",
     "RoutingSpec",
     "SpecError",
     "Unsupported",

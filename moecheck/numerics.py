@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
+from .accumulators import ACCUMULATORS
 from .errors import SpecError
 from .formats import FORMATS
+from .quantizer import Quantizer
 
 CombineOrder = Literal["tree", "slot", "expert"]
 INPUT = "input"
-PROFILES = ("fp32-rn",)  # of accumulators: fp32 sums, each rounded to nearest
+PROFILES = ACCUMULATORS
+QUANTISERS = ("a1_quant", "a2_quant")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +27,11 @@ class Numerics:
     on its own before its bias is added. gate_up: output of the first GEMM. sigmoid: of silu, alpha * gate and its
     sigmoid when they are stored on their own before the product with gate. act: act(gate) when it is stored on its own
     before the product with up. up: up + beta when it is stored on its own before that product. act_times_up: input of
-    the second GEMM. per_expert: output of the second GEMM. weighted: topk_weight * per_expert. combine: each partial sum over a
-    token's experts, added in `combine_order`: by slot, by ascending expert id, or as a tree that keeps fp32. out:
-    the stored result. accumulate: the accumulator's hardware profile, a name in PROFILES.
+    the second GEMM. per_expert: output of the second GEMM. weighted: topk_weight * per_expert. combine: each partial
+    sum over a token's experts, added in `combine_order`: by slot, by ascending expert id, or as a tree that keeps fp32.
+    out: the stored result. accumulate: the accumulator's hardware profile, a name in PROFILES.
+    a1_quant, a2_quant: how the input of the first and of the second GEMM is requantised, after `weighted` (where
+    weights multiply inputs) and `act_times_up`; None where it is not. A mapping of a Quantizer's fields stands for one.
     """
 
     scores: str = "fp32"
@@ -43,6 +48,8 @@ class Numerics:
     out: str = INPUT
     combine_order: CombineOrder = "tree"
     accumulate: str = "fp32-rn"
+    a1_quant: Quantizer | None = None
+    a2_quant: Quantizer | None = None
 
     def __post_init__(self) -> None:
         for name in STORES:
@@ -53,6 +60,13 @@ class Numerics:
             raise SpecError(f"Numerics.combine_order={self.combine_order!r} must be tree, slot or expert.")
         if self.accumulate not in PROFILES:
             raise SpecError(f"Numerics.accumulate={self.accumulate!r} must be one of {', '.join(PROFILES)}.")
+        for name in QUANTISERS:
+            object.__setattr__(self, name, _quantizer(name, getattr(self, name)))
+
+    @property
+    def requantises(self) -> bool:
+        """Whether the input of a GEMM is requantised."""
+        return self.a1_quant is not None or self.a2_quant is not None
 
     def resolve(self, dtype: str) -> Numerics:
         """The same contract with every `input` replaced by the case's dtype."""
@@ -60,7 +74,17 @@ class Numerics:
         return replace(self, **changes)  # type: ignore[arg-type]  # only the str fields are in STORES
 
 
-STORES = tuple(f.name for f in fields(Numerics) if f.name not in ("combine_order", "accumulate"))
+def _quantizer(name: str, value: object) -> Quantizer | None:
+    """The quantiser that a field was given, as itself or as the mapping that JSON makes of it."""
+    if value is None or isinstance(value, Quantizer):
+        return value
+    try:
+        return Quantizer(**dict[str, Any](value))  # type: ignore[call-overload]  # what is no mapping is told below
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"Numerics.{name}={value!r} must be a Quantizer, a mapping of its fields, or None.") from error
+
+
+STORES = tuple(f.name for f in fields(Numerics) if f.name not in ("combine_order", "accumulate", *QUANTISERS))
 
 # The lowest contract that a kernel may have without declaring it: every store in the dtype of the input,
 # scores, routing weights and combine in fp32.

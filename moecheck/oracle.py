@@ -17,6 +17,7 @@ import numpy as np
 from .cases import Case
 from .errors import HarnessError
 from .formats import Float64, ulp
+from .null_ensemble import VARIANTS, Ensemble, normal_numbers
 from .numerics import FLOOR, Numerics
 from .ops import OPS
 from .spec import ExpertSpec, MoESpec, RoutingSpec
@@ -50,13 +51,15 @@ class Values:
 
     true: the mathematics, unrounded. sigma: standard deviation of an honest kernel's error about it. rounded:
     the reference with the kernel's declared rounding points, `true` when it declares none. model: of the difference
-    from `rounded`.
+    from `rounded`. ensemble: simulated kernels, where the contract requantises. There sigma contains how far `rounded`
+    itself is from `true`, for roundings of equal or structured values are not independent.
     """
 
     true: Float64
     sigma: Float64
     rounded: Float64
     model: ErrorModel | None = None
+    ensemble: Ensemble | None = None
 
     def copy(self) -> Values:
         """A copy whose rows can be replaced."""
@@ -70,7 +73,10 @@ class Values:
             return taken.copy() if copy else taken
 
         model = self.model and ErrorModel(**{f.name: take(getattr(self.model, f.name)) for f in fields(ErrorModel)})
-        return Values(true=take(self.true), sigma=take(self.sigma), rounded=take(self.rounded), model=model)
+        ensemble = self.ensemble and self.ensemble.rows(index, copy=copy)
+        return Values(
+            true=take(self.true), sigma=take(self.sigma), rounded=take(self.rounded), model=model, ensemble=ensemble
+        )
 
     def replace_rows(self, index: Any, other: Values, picked: Any) -> None:
         """Put the rows `picked` of `other` in the place of the rows `index`."""
@@ -79,6 +85,8 @@ class Values:
         if self.model is not None and other.model is not None:
             for f in fields(ErrorModel):
                 getattr(self.model, f.name)[index] = getattr(other.model, f.name)[picked]
+        if self.ensemble is not None and other.ensemble is not None:
+            self.ensemble.replace_rows(index, other.ensemble, picked)
 
 
 @cache
@@ -166,6 +174,15 @@ class Oracle:
         some = {**inputs, **{name: inputs[name][tokens] for name in ("hidden_states", "router_logits")}}
         return self._values(case, numerics, some, {"topk": topk})
 
+    def hard_bound(self, case: Case, numerics: Numerics | None) -> Float64 | None:
+        """Bound on |out - true| of a value op's output that no rounding exceeds; None where none is known; not kept."""
+        contract = (numerics or FLOOR).resolve(case.dtype)
+        function = getattr(importlib.import_module(f"{REFERENCES}._hard_bound"), case.op, None)
+        if function is None or contract.accumulate != "fp32-rn":
+            return None
+        bound: Float64 = call_reference(function, case, self.inputs(case), numerics=contract, dtype=case.dtype)
+        return bound
+
     def outputs(self, case: Case) -> tuple[Any, ...]:
         """The reference's own outputs, for ops whose outputs are compared as structures."""
         module = reference_modules()[case.op]
@@ -176,13 +193,21 @@ class Oracle:
         return result if isinstance(result, tuple) else (result,)
 
     def _values(self, case: Case, numerics: Numerics | None, inputs: dict[str, Any], more: dict[str, object]) -> Values:
-        function = reference_modules()[case.op].estimate
+        module = reference_modules()[case.op]
+        function = module.estimate
         contract = (numerics or FLOOR).resolve(case.dtype)
         about_true = call_reference(function, case, inputs, numerics=contract, dtype=case.dtype, **more)
         about = about_true
         if numerics is not None:
             about = call_reference(function, case, inputs, numerics=contract, dtype=case.dtype, flips=True, **more)
-        sigma = about_true.sigma
+        sigma, simulated = about_true.sigma, None
+        if contract.requantises and hasattr(module, "variants"):
+            apart = about.value - about_true.value
+            sigma = np.hypot(sigma, np.where(np.isfinite(apart), apart, 0.0))
+            noise = module.Noise(VARIANTS, normal_numbers(case))
+            simulated = call_reference(
+                module.variants, case, inputs, numerics=contract, dtype=case.dtype, noise=noise, **more
+            )
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             ones = 1.0 / sigma
             weights = about_true.value / np.square(sigma)
@@ -190,6 +215,14 @@ class Oracle:
         weights, ones = (np.where(np.isfinite(c), c, 0.0) for c in (weights, ones))
         variance, flip = about.projected(weights)
         mean_variance, mean_flip = about.projected(ones)
+        ensemble = None
+        if simulated is not None:
+            with np.errstate(invalid="ignore"):
+                errors = (simulated - about.value).astype(np.float32)
+            flips = np.sqrt(about.largest_flip(np.square(ones)) / max(ones.shape[1], 1))
+            ensemble = Ensemble(errors=errors, flip=flips)
+            variance = np.maximum(variance, ensemble.projected_variance(weights))
+            mean_variance = np.maximum(mean_variance, ensemble.projected_variance(ones))
         model = ErrorModel(
             deviation=about.sigma,
             disagreement=disagreement,
@@ -199,7 +232,7 @@ class Oracle:
             mean_variance=mean_variance,
             mean_flip=mean_flip,
         )
-        return Values(true=about_true.value, sigma=sigma, rounded=about.value, model=model)
+        return Values(true=about_true.value, sigma=sigma, rounded=about.value, model=model, ensemble=ensemble)
 
     def _once(self, key: object, compute: Callable[[], Any]) -> Any:
         with self._lock_of(key):

@@ -35,6 +35,12 @@ class SharedError:
         variance: Float64 = np.einsum("nj,nj,nj->n", along, along, self.variance)
         return variance, np.max(np.abs(along) * self.step, axis=1, initial=0.0)
 
+    def largest_flip(self, c: Float64) -> Float64:
+        """[n]: sum_i c_i error_i^2 of the one flip that adds most to it. c: [rows, H], not negative."""
+        squares: AnyArray = np.square(self.matrix().astype(np.float32))
+        along = (c[self.rows] * np.square(self.scale)[:, None]).astype(np.float32) @ squares
+        return np.asarray(np.max(along * np.square(self.step), axis=1, initial=0.0), np.float64)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactorError:
@@ -51,6 +57,10 @@ class FactorError:
         """[n], [n]: Var of sum_i c_i error_i, and the most that one flip adds: none is known. c: [rows, H]."""
         along = np.einsum("nh,nh->n", c[self.rows], self.along)
         return self.variance * np.square(along), np.zeros(len(along))
+
+    def largest_flip(self, c: Float64) -> Float64:
+        """As of SharedError: no flip is known."""
+        return np.zeros(len(self.rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +105,10 @@ class Errors:
             np.add.at(total, source.rows, variance_of)
             np.maximum.at(flip, source.rows, flip_of)
         return total, flip
+
+    def largest_flip(self, c: Float64) -> Float64:
+        """[rows]: sum_i c_i error_i^2 of the one flip of each row that adds most to it. c: [rows, columns], >= 0."""
+        flip = np.zeros(len(c))
+        for source in self.sources:
+            np.maximum.at(flip, source.rows, source.largest_flip(c))
+        return flip

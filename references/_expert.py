@@ -6,11 +6,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from moecheck.accumulators import ACCUMULATORS
 from moecheck.formats import AnyArray, Float64, ulp
 from moecheck.numerics import Numerics
 from moecheck.spec import ExpertSpec
 
-from ._stores import BRIDGE, U32, Estimate, biased, linear, linear_estimate, rounded, stored
+from ._quantize import quantized, requantized
+from ._stores import Estimate, biased, linear, linear_estimate, rounded, stored
 from .act_and_mul import activated, activated_estimate, factors, split
 
 
@@ -33,12 +35,16 @@ class Weights(NamedTuple):
 
 
 def expert_output(x: Float64, weights: Weights, spec: ExpertSpec, stores: Numerics) -> Float64:
-    """One expert's z, rounded at `before_bias`, `gate_up`, those of act_and_mul, and `per_expert`.
+    """One expert's z, rounded at `a1_quant`, `before_bias`, `gate_up`, those of act_and_mul, `a2_quant`, `per_expert`.
 
     x: [n, H] float64. Returns [n, H].
     """
+    if stores.a1_quant is not None:
+        x = quantized(x, stores.a1_quant).value
     gate_up = rounded(linear(x, weights.w13, weights.b13, before_bias=stores.before_bias), stores.gate_up)
     h = activated(gate_up, spec, stores)
+    if stores.a2_quant is not None:
+        h = quantized(h, stores.a2_quant).value
     return rounded(linear(h, weights.w2, weights.b2, before_bias=stores.before_bias), stores.per_expert)
 
 
@@ -61,16 +67,25 @@ def expert_estimate(
     V_g,u = V(x W13^T) + stores; V_h as in act_and_mul; V_z = V(h W2^T) + stores, where V(x W^T) has the inputs' errors
     and the fp32 accumulation. Errors of different columns of h are taken as independent; each is shared by all of z.
     """
-    before = stores.before_bias
-    gate_up = biased(linear_estimate(x, weights.w13, exact_input=exact_input), weights.b13, before)
+    before, accumulate = stores.before_bias, stores.accumulate
+    if stores.a1_quant is not None:
+        # a quantised exact input still is one for every kernel, though not for the true value
+        exact_input = exact_input and x.rare is not None
+        x, _ = requantized(x, stores.a1_quant)
+    y = linear_estimate(x, weights.w13, exact_input=exact_input, accumulate=accumulate)
+    gate_up = biased(y, weights.b13, before)
     h = activated_estimate(stored(gate_up, stores.gate_up), spec, stores)
-    z = linear_estimate(h, weights.w2)
+    step = np.zeros((1, 1)) if stores.act_times_up == "fp32" else ulp(h.value, stores.act_times_up)
+    if stores.a2_quant is not None:
+        h, step = requantized(h, stores.a2_quant)
+    z = linear_estimate(h, weights.w2, accumulate=accumulate)
     # What accumulation adds to V_z, which columns do not share: its mean over a row of h and a row of w2.
-    squares = np.einsum("hi,hi->h", weights.w2, weights.w2) * (BRIDGE * U32**2)
+    width = max(h.value.shape[1], 1)
+    bridge, _ = ACCUMULATORS[accumulate].variance_factors(width)
+    squares = np.einsum("hi,hi->h", weights.w2, weights.w2) * (bridge / width)
     own = np.einsum("ni,ni->n", h.value, h.value)[:, None] * squares
     shared = np.maximum(z.variance - own, 0.0)
     z = stored(biased(z, weights.b2, before), stores.per_expert)
-    step = np.zeros((1, 1)) if stores.act_times_up == "fp32" else ulp(h.value, stores.act_times_up)
     return EstimatedOutput(z, h.variance.astype(np.float32), step.astype(np.float32), shared)
 
 

@@ -22,12 +22,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from moecheck.accumulators import ACCUMULATORS
 from moecheck.formats import FORMATS, AnyArray, Float64, format_of, round_to, to_float64, ulp
 from moecheck.numerics import INPUT, STORES, Numerics
 
-U32 = 2.0**-24  # unit roundoff of fp32
 NORMAL_SIZE = float(np.sqrt(2.0 / np.pi))  # E|d| of a standard normal d
-BRIDGE, DRIFT = 0.03, 0.06  # of fp32 accumulation, see linear_estimate
 COLUMNS = 256  # rows of W squared at a time: bounds the extra memory
 SQUARES_FIT = (1e-6, 1e12)  # a matrix whose largest element lies between has squares that fp32 holds
 SMALLEST_SHARE = 1e-30  # of the largest element of a row, that fp32 keeps through a product
@@ -97,9 +96,16 @@ def stored(estimate: Estimate, name: str) -> Estimate:
     step = ulp(value, name)
     if rare is None or name == "fp32":
         return Estimate(value, dense + np.square(step) / 12.0, rare, size)
+    return flipped(estimate, step)._replace(value=rounded(value, name))
+
+
+def flipped(estimate: Estimate, step: Float64) -> Estimate:
+    """The deviation of a value that both sides round to multiples of `step`, q: |d| q below q / 2, else V + q^2/6."""
+    value, dense, rare, _ = estimate
+    assert rare is not None
     moved = estimate.mean_size
-    flipped = np.where(moved < step / 2.0, np.maximum(moved * step, rare), dense + rare + np.square(step) / 6.0)
-    return Estimate(rounded(value, name), np.zeros(value.shape), flipped, moved)
+    variance = np.where(moved < step / 2.0, np.maximum(moved * step, rare), dense + rare + np.square(step) / 6.0)
+    return Estimate(value, np.zeros(value.shape), variance, moved)
 
 
 def product(a: Estimate, b: Estimate) -> Estimate:
@@ -130,20 +136,22 @@ def linear(x: Float64, w: Float64, bias: Float64 | None = None, *, before_bias: 
     return y if bias is None else rounded(y, before_bias) + bias
 
 
-def linear_estimate(x: Estimate, w: Float64, *, exact_input: bool = False) -> Estimate:
+def linear_estimate(x: Estimate, w: Float64, *, exact_input: bool = False, accumulate: str = "fp32-rn") -> Estimate:
     """Estimate of y = x W^T: V_dense = (V_x + b u32^2 K x^2) . (W^2)^T + d u32^2 K y^2, b = 0.03, d = 0.06.
 
-    x: estimate [n, K]. w: [N, K]. exact_input: x has no error. Returns [n, N].
+    x: estimate [n, K]. w: [N, K]. exact_input: x has no error. accumulate: the profile of the sums, which says what
+    b u32^2 K and d u32^2 K are; those of fp32 are given here. Returns [n, N].
     Source: K fp32 roundings of partial sums S_j. Given its end y, a random walk has mean j/K y and the variance of a
     bridge, so sum S_j^2 = K (y^2 / 3 + x^2 . w^2 / 6). A rounding has the variance ulp(S)^2 / 12 = 0.18 u32^2 S^2 over
     evenly spread significands.
     Flips of x stay rare where few of them meet in one sum, and E|sum w d| <= sum |w| E|d|; many are nearly normal.
     """
     y = linear(x.value, w)
-    each = np.square(x.value) * (BRIDGE * U32**2 * x.value.shape[1])
+    bridge, drifting = ACCUMULATORS[accumulate].variance_factors(x.value.shape[1])
+    each = np.square(x.value) * bridge
     if not exact_input:
         each += x.dense
-    drift = np.square(y) * (DRIFT * U32**2 * x.value.shape[1])
+    drift = np.square(y) * drifting
     if x.rare is None or x.size is None:
         return Estimate(y, _times(each, w, np.square) + drift)
     dense = _times(each, w, np.square) + drift

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ from ._errors import Errors, FactorError, SharedError
 from ._expert import EstimatedOutput, ExpertArrays, Weights, expert_estimate, expert_output, expert_slope
 from ._experts_of_slots import rows_of_experts
 from ._stores import EXACT, Estimate, contract, decode, exactly, product, rounded, stored
+from ._variants import Noise, expert_variants, finished_sum
 
 ROWS = 256  # rows of one expert computed at a time: bounds the extra memory
 
@@ -115,6 +117,48 @@ def estimate(
     terms = stores.per_expert if spec.weight_on_input else stores.weighted
     y, shared = combine_estimates(summands(), x.shape, stores, terms, flips=flips)
     return Errors(y, shared, tuple(sources))
+
+
+def variants(
+    *,
+    hidden_states: AnyArray,
+    w13: ExpertArrays,
+    w2: ExpertArrays,
+    topk_weights: AnyArray,
+    topk_ids: AnyArray,
+    spec: ExpertSpec,
+    noise: Noise,
+    w13_bias: AnyArray | None = None,
+    w2_bias: AnyArray | None = None,
+    expert_map: AnyArray | None = None,
+    numerics: Numerics | None = None,
+    dtype: str | None = None,
+) -> Float64:
+    """Outputs of simulated kernels of the contract, [V, T, H] float64, which differ in their fp32 errors only.
+
+    topk_weights: [T, k], or [V, T, k] where each variant has its own. numerics: None for all kept in fp32 but the
+    output. Other arguments as above.
+    """
+    stores = contract(numerics, dtype, hidden_states, undeclared=Numerics())
+    x = decode(hidden_states)
+    scale = np.broadcast_to(rounded(decode(topk_weights), stores.topk_weights), (noise.variants, *topk_ids.shape))
+
+    def summands() -> Iterator[Summands]:
+        for expert, tokens, slots in rows_of_experts(topk_ids, expert_map):
+            weights = weights_of(expert, w13, w2, w13_bias, w2_bias)
+            for part in _blocks(len(tokens)):
+                t, s = tokens[part], slots[part]
+                w = scale[:, t, s][..., None]
+                if spec.weight_on_input:
+                    y = expert_variants(rounded(w[0] * x[t], stores.weighted), weights, spec, stores, noise)
+                else:
+                    y = rounded(expert_variants(x[t], weights, spec, stores, noise) * w, stores.weighted)
+                rows = (np.arange(noise.variants)[:, None] * len(x) + t).ravel()  # a variant's tokens follow another's
+                yield Summands(rows, np.tile(s, noise.variants), y.reshape(-1, y.shape[-1]))
+
+    shape = (noise.variants * len(x), x.shape[1])
+    total = combine(summands(), shape, replace(stores, out="fp32"))
+    return finished_sum(total, stores.out, noise).reshape(noise.variants, *x.shape)
 
 
 def weights_of(

@@ -52,14 +52,15 @@ def estimate(
 ) -> Errors:
     """Value and error of a kernel's y. flips: about the reference rounded as in `numerics`, not about the true y.
 
-    V_y = u32^2 K (x^2 . w^2 / 6 + y^2 / 16) + stores. numerics: None for an fp32 accumulator stored once. NaN beyond
+    V_y as in linear_estimate, + stores. numerics: None for an fp32 accumulator stored once. NaN beyond
     the last group.
     """
     stores = contract(numerics, dtype, x, undeclared=Numerics())
     parts = [np.full((x.shape[0], w.shape[1]), np.nan) for _ in range(4 if flips else 2)]
     for expert, rows in _groups(expert_ends):
         b = None if bias is None else decode(bias[expert])
-        y = linear_estimate(exactly(decode(x[rows]), flips=flips), decode(w[expert]), exact_input=True)
+        given = exactly(decode(x[rows]), flips=flips)
+        y = linear_estimate(given, decode(w[expert]), exact_input=True, accumulate=stores.accumulate)
         for part, values in zip(parts, stored(biased(y, b, stores.before_bias), stores.out), strict=False):
             if values is not None:
                 part[rows] = values

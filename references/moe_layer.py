@@ -24,8 +24,10 @@ from ._stores import (
     stored,
     total,
 )
+from ._variants import Noise, expert_variants, finished_sum
 from .fused_experts import estimate as experts_estimate
 from .fused_experts import fused_experts
+from .fused_experts import variants as experts_variants
 from .topk_routing import routed_factor, topk_routing
 
 Topk = tuple[AnyArray, AnyArray]
@@ -97,6 +99,71 @@ def moe_layer(
         spec=spec,
         stores=stores,
     )
+
+
+def variants(
+    *,
+    hidden_states: AnyArray,
+    router_logits: AnyArray,
+    w13: ExpertArrays,
+    w2: ExpertArrays,
+    spec: MoESpec,
+    noise: Noise,
+    correction_bias: AnyArray | None = None,
+    per_expert_scale: AnyArray | None = None,
+    shared_w13: AnyArray | None = None,
+    shared_w2: AnyArray | None = None,
+    shared_gate: AnyArray | None = None,
+    w13_bias: AnyArray | None = None,
+    w2_bias: AnyArray | None = None,
+    topk: Topk | None = None,
+    numerics: Numerics | None = None,
+    dtype: str | None = None,
+) -> Float64:
+    """Outputs of simulated kernels of the contract, [V, T, H] float64, for the reference's ids; weights as above.
+
+    Other arguments as above.
+    """
+    stores = contract(numerics, dtype, hidden_states, undeclared=Numerics())
+    x = decode(hidden_states)
+    weights, ids = topk or topk_routing(
+        router_logits=router_logits,
+        spec=spec.routing,
+        correction_bias=correction_bias,
+        per_expert_scale=per_expert_scale,
+    )
+    computed = _computed_weights(weights, stores, flips=False)
+    drawn = computed.value + np.sqrt(computed.dense) * noise.normal((noise.variants, *computed.value.shape))
+    num_experts = router_logits.shape[1]
+    routed = experts_variants(
+        hidden_states=hidden_states,
+        w13=w13,
+        w2=w2,
+        topk_weights=drawn,
+        topk_ids=_weight_rows(ids, num_experts, spec.routing),
+        spec=spec.experts,
+        noise=noise,
+        w13_bias=w13_bias,
+        w2_bias=w2_bias,
+        numerics=stores,
+    )
+    shared = None
+    if spec.shared_experts != "none":
+        shared = expert_variants(x, _shared_weights(shared_w13, shared_w2), spec.experts, stores, noise)
+    outputs = [
+        finished(
+            y,
+            x=x,
+            topk=(drawn[i], ids),
+            num_experts=num_experts,
+            shared=None if shared is None else shared[i],
+            shared_gate=shared_gate,
+            spec=spec,
+            stores=stores,
+        )
+        for i, y in enumerate(routed)
+    ]
+    return finished_sum(np.stack(outputs), stores.out, noise) if stores.out == "fp32" else np.stack(outputs)
 
 
 def finished(
@@ -226,7 +293,8 @@ def _shared_experts(
 def _gate_estimate(x: Estimate, shared_gate: AnyArray | None, stores: Numerics) -> Estimate:
     """sigmoid(x . shared_gate), [T, 1]."""
     row = decode(_given("shared_gate", shared_gate))[None, :]
-    logit = stored(linear_estimate(x, row, exact_input=True), stores.gate_up)
+    product_with_row = linear_estimate(x, row, exact_input=True, accumulate=stores.accumulate)
+    logit = stored(product_with_row, stores.gate_up)
     value = sigmoid(logit.value)
     gate = logit.scaled(value * (1.0 - value))
     gate = gate._replace(value=value, dense=gate.dense + np.square(ROUTING_ULPS * ulp(value, "fp32")))

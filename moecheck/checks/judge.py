@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from moecheck.accumulators import ACCUMULATORS
 from moecheck.bounds import SMOOTH_BIAS, truncation_bias
 from moecheck.cases import Case
 from moecheck.checks.contract import judge_contract, output_sizes
@@ -79,7 +80,9 @@ def _values(
     if numerics is not None and not declared and not reproduces(decoded, values):
         numerics = None
         values, extra = _expected(case, decoded, oracle, None)
-    exact = case.stratum == "integer" and case.op in ("fused_experts", "grouped_gemm")
+    # A dynamic quantiser does not represent the integers.
+    requantised = numerics is not None and numerics.requantises
+    exact = case.stratum == "integer" and case.op in ("fused_experts", "grouped_gemm") and not requantised
     judgement = judge_values(
         decoded,
         values,
@@ -89,11 +92,29 @@ def _values(
         row=ROW_NAMES.get(case.op, "token"),
         largest=FORMATS[case.dtype].max_value,
     )
+    if judgement.verdict is Verdict.FAIL:
+        judgement = _proven(judgement, case, decoded, values, oracle, numerics)
     if judgement.verdict is Verdict.PASS and is_vacuous(values, tol=limits.tol, exact=exact):
         judgement = _vacuous(f"an all-zeros output passes at tol={limits.tol:g}")
     statistics = None if exact else _statistics(case, decoded, values, oracle, numerics)
     more = [found for found in (statistics, extra) if found is not None]
     return Judged(judgements=(judgement, *more), out=out, values=values)
+
+
+def _proven(
+    judgement: Judgement, case: Case, out: Float64, values: Values, oracle: Oracle, numerics: Numerics | None
+) -> Judgement:
+    """The judgement, PROVEN_WRONG where an element lies beyond what any rounding could do."""
+    bound = oracle.hard_bound(case, numerics)
+    if bound is None:
+        return judgement
+    with np.errstate(invalid="ignore"):
+        beyond = np.isfinite(values.true) & (np.abs(out - values.true) > bound)
+    if not beyond.any():
+        return judgement
+    message = f"{judgement.message} No rounding could do this to {beyond.mean():.2%} of the elements."
+    numbers = {**judgement.numbers, "beyond_hard_bound": float(beyond.mean())}
+    return replace(judgement, verdict=Verdict.PROVEN_WRONG, message=message, numbers=numbers)
 
 
 def _expected(case: Case, out: Float64, oracle: Oracle, numerics: Numerics | None) -> tuple[Values, Judgement | None]:
@@ -108,6 +129,9 @@ def _statistics(
     stored_as = (numerics or FLOOR).resolve(case.dtype).out
     terms = case.intermediate_size if case.op == "act_and_mul" else max(case.hidden_size, case.intermediate_size)
     bias = truncation_bias(terms, case.dtype) + (SMOOTH_BIAS[case.dtype] if numerics is None else 0.0)
+    # Gate and up are two sums, and the second GEMM is one of their product.
+    sums = 3 if case.op in ("fused_experts", "moe_layer") else 1
+    bias += sums * ACCUMULATORS[(numerics or FLOOR).accumulate].bias(terms)
     inputs = oracle.inputs(case)
     groups = {"expert": inputs["topk_ids"]} if case.op == "fused_experts" else {}
     return judge_statistics(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from moecheck.bounds import (
 )
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.formats import AnyArray, Float64
+from moecheck.null_ensemble import FEWEST_ROWS, limit_of, usual_limit, usual_row
 from moecheck.oracle import ErrorModel, Values
 
 Bool = npt.NDArray[np.bool_]
@@ -30,7 +31,7 @@ class Statistic:
     """One statistic of an output. value: as measured. limit: what honest rounding explains, of |value|.
 
     said: what a value beyond the limit means, in words; {value} and {limit} are filled in.
-    where: the group at fault.
+    where: the group at fault. flip: what one requantised number on the other side makes of the statistic.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Statistic:
     limit: float
     said: str
     where: dict[str, int]
+    flip: float = 0.0
 
     @property
     def passes(self) -> bool:
@@ -73,9 +75,11 @@ def judge_statistics(
         used = finite & (expected.sigma > FLUSHED)
     if model is None or np.count_nonzero(used) < FEWEST:
         return None
+    # Two independent requantisations of a number differ by more than a bug does: only the kernel's own tells.
+    origin = expected.true if expected.ensemble is None else expected.rounded
     sample = _Sample(
         error=np.where(used, out - expected.rounded, 0.0),
-        z=np.where(used, (out - expected.true) / np.where(used, expected.sigma, 1.0), 0.0),
+        z=np.where(used, (out - origin) / np.where(used, expected.sigma, 1.0), 0.0),
         expected=expected,
         model=model,
         used=used,
@@ -85,7 +89,8 @@ def judge_statistics(
         *_disagreement(sample, compared=bits, count=len(out)),
         *_slopes(sample, bias=bias, row=row, elementwise=elementwise),
         *_mean(sample, bias=bias),
-        *_mean_squares(sample, row=row, groups=groups or {}),
+        *_limited_mean_squares(sample, row=row, groups=groups or {}),
+        *_usual_row(sample, bias=bias, row=row),
     ]
     numbers = {statistic.name: statistic.value for statistic in found} | _units(sample)
     numbers |= {f"limit_{statistic.name}": statistic.limit for statistic in found}
@@ -124,11 +129,14 @@ def reproduces(out: Float64, expected: Values) -> bool:
 def _disagreement(sample: _Sample, *, compared: bool, count: int) -> Iterator[Statistic]:
     """Share of elements whose bits are not those of the rounded reference."""
     if compared:
-        expected = float(sample.model.disagreement[sample.used].mean())
+        limit = disagreement_limit(float(sample.model.disagreement[sample.used].mean()), rows=count)
+        if sample.expected.ensemble is not None:  # one flip changes most of a row
+            shares = [float((errors != 0.0)[sample.used].mean()) for errors in sample.expected.ensemble.errors]
+            limit = disagreement_limit(max(shares), rows=count) + 1.0 / count
         yield Statistic(
             name="disagreement",
             value=float((sample.error != 0.0)[sample.used].mean()),
-            limit=disagreement_limit(expected, rows=count),
+            limit=limit,
             said="{value:.2%} of the elements have other bits than the reference that rounds where this kernel does "
             "({limit:.2%} is normal): on this case it rounds elsewhere, or its values are slightly off.",
             where={},
@@ -186,10 +194,60 @@ def _mean(sample: _Sample, *, bias: float) -> Iterator[Statistic]:
     )
 
 
+def _limited_mean_squares(sample: _Sample, *, row: str, groups: dict[str, AnyArray]) -> Iterator[Statistic]:
+    """Root mean squares of z, with limits from the null ensemble where there is one."""
+    found = list(_mean_squares(sample, row=row, groups=groups))
+    if sample.expected.ensemble is None:
+        yield from found
+        return
+    values: dict[str, list[float]] = {statistic.name: [] for statistic in found}
+    closed: dict[str, list[float]] = {statistic.name: [] for statistic in found}
+    for z in _simulated(sample):
+        for statistic in _mean_squares(replace(sample, z=z), row=row, groups=groups):
+            values[statistic.name].append(statistic.value)
+            closed[statistic.name].append(statistic.limit)
+    for one in found:
+        yield replace(one, limit=limit_of(values[one.name], closed[one.name], one.limit, one.flip))
+
+
+def _usual_row(sample: _Sample, *, bias: float, row: str) -> Iterator[Statistic]:
+    """Root mean square of z of the row that a quarter of them are below: few rows have a flip of a requantiser."""
+    rows = np.flatnonzero(sample.used.any(axis=1))
+    if sample.expected.ensemble is None or len(rows) < FEWEST_ROWS:
+        return
+    counts = sample.used.sum(axis=1)[rows]
+    pooled = np.array([np.sqrt(np.square(z).sum(axis=1)[rows] / counts) for z in _simulated(sample)])
+    sizes = _sizes(sample)[rows]
+    own = np.sqrt(np.square(sample.z).sum(axis=1)[rows] / counts)
+    yield Statistic(
+        name="usual_row_rms_z",
+        value=float(np.sort(own)[usual_row(len(rows))]),
+        limit=usual_limit(pooled) + bias * float(sizes.max()),
+        said=f"The error of three quarters of the {row}s is more than {{value:.3g}} times that of requantisation, and "
+        "{limit:.3g} is what fp32 sums explain: they are requantised differently, or are slightly off.",
+        where={},
+    )
+
+
+def _sizes(sample: _Sample) -> Float64:
+    """[rows]: root mean square of rounded / sigma."""
+    ratio = np.where(sample.used, sample.expected.rounded / np.where(sample.used, sample.expected.sigma, 1.0), 0.0)
+    return np.asarray(np.sqrt(np.square(ratio).sum(axis=1) / np.maximum(sample.used.sum(axis=1), 1)))
+
+
+def _simulated(sample: _Sample) -> Iterator[Float64]:
+    """Z of every simulated kernel."""
+    assert sample.expected.ensemble is not None
+    for errors in sample.expected.ensemble.errors:
+        yield np.where(sample.used, errors, 0.0) / np.where(sample.used, sample.expected.sigma, 1.0)
+
+
 def _mean_squares(sample: _Sample, *, row: str, groups: dict[str, AnyArray]) -> Iterator[Statistic]:
     """Root mean square of z: of all elements, of the worst row, column and group."""
     used, squares = sample.used, np.square(sample.z)
     rows = np.flatnonzero(used.any(axis=1))
+    ensemble = sample.expected.ensemble
+    flip = 0.0 if ensemble is None else float(ensemble.flip[rows].max(initial=0.0))
     yield Statistic(
         name="rms_z",
         value=float(np.sqrt(squares.sum() / np.count_nonzero(used))),
@@ -197,6 +255,7 @@ def _mean_squares(sample: _Sample, *, row: str, groups: dict[str, AnyArray]) -> 
         said="The error is {value:.3g} times what rounding explains on average (up to {limit:.3g} is normal): "
         "something is rounded once more, or to fewer bits, than assumed.",
         where={},
+        flip=flip / np.sqrt(len(rows)),
     )
     members = {
         row: [np.array([r]) for r in range(len(squares))],
@@ -205,15 +264,15 @@ def _mean_squares(sample: _Sample, *, row: str, groups: dict[str, AnyArray]) -> 
     for noun, lists in members.items():
         worst = _worst_group(squares, used, lists)
         if worst is not None:
-            yield _grouped(noun, *worst)
+            yield _grouped(noun, *worst, flip=flip / np.sqrt(len(lists[worst[0]])))
     counts = used.sum(axis=0)
     if len(rows) >= FEWEST // 4 and counts.any():
         means = np.sqrt(squares.sum(axis=0) / np.maximum(counts, 1))
         excess = np.where(counts >= FEWEST // 4, means, 0.0)
         column = int(np.argmax(excess))
-        yield _grouped(
-            "column", column, float(means[column]), mean_square_limit(int(counts[column]), groups=len(means))
-        )
+        limit = mean_square_limit(int(counts[column]), groups=len(means))
+        # The largest of some hundred normal numbers, one for each column of a flip, is four times their usual size.
+        yield _grouped("column", column, float(means[column]), limit, flip=4.0 * flip / np.sqrt(len(rows)))
 
 
 def _members(ids: AnyArray) -> list[AnyArray]:
@@ -236,7 +295,7 @@ def _worst_group(squares: Float64, used: Bool, lists: list[AnyArray]) -> tuple[i
     return found
 
 
-def _grouped(noun: str, group: int, value: float, limit: float) -> Statistic:
+def _grouped(noun: str, group: int, value: float, limit: float, *, flip: float) -> Statistic:
     return Statistic(
         name=f"worst_{noun}_rms_z",
         value=value,
@@ -244,6 +303,7 @@ def _grouped(noun: str, group: int, value: float, limit: float) -> Statistic:
         said=f"The error in {noun} {group} is {{value:.3g}} times what rounding explains on average (up to "
         "{limit:.3g} is normal).",
         where={noun: group},
+        flip=flip,
     )
 
 
@@ -265,4 +325,7 @@ def _limits(sample: _Sample, found: list[Statistic]) -> dict[str, float]:
         return {}
     c = np.where(sample.used, sample.model.weights * sample.expected.rounded, 0.0)
     error = float(np.sqrt(sample.model.slope_variance.sum()) / c.sum())
-    return {"slope_error_se": error, "smallest_factor": slope.limit}
+    usual = next((statistic for statistic in found if statistic.name == "usual_row_rms_z"), None)
+    size = float(np.median(_sizes(sample)[sample.used.any(axis=1)]))
+    smallest = slope.limit if usual is None or not size > 0.0 else min(slope.limit, usual.limit / size)
+    return {"slope_error_se": error, "smallest_factor": smallest}

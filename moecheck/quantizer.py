@@ -1,0 +1,69 @@
+"""How a kernel requantises activations: the format, which elements share a scale, and the scale's arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import SpecError
+
+ScaleFormat = Literal["float", "power_of_two"]
+Division = Literal["divide", "multiply"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Code:
+    """A format that only quantised values have; conversions saturate at max_value.
+
+    precision: significand bits including the implicit one; for the integer format, the bits of max_value. min_exponent:
+    exponent of the smallest normal number, below which the distance of neighbours stays the same.
+    """
+
+    precision: int
+    min_exponent: int
+    max_value: float
+
+
+# fp8: OCP 8-bit Floating Point Specification (OFP8) 1.0, tables 1 and 2. int8 is symmetric: -128 is not used; with all
+# of its numbers "subnormal", neighbours are 1 apart.
+CODES = {
+    "fp8_e4m3fn": Code(precision=4, min_exponent=-6, max_value=448.0),
+    "fp8_e5m2": Code(precision=3, min_exponent=-14, max_value=57344.0),
+    "int8": Code(precision=7, min_exponent=6, max_value=127.0),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantizer:
+    """A dynamic quantiser of a row of activations: q = round(x / s), s = max(amax, eps) / max_value, used as q s.
+
+    format: a name in CODES. group: elements along the row that share a scale, the last group being shorter where the
+    row ends; 0 for the whole row (one scale per token). scale: `float`, fp32 as computed; `power_of_two`: rounded up to
+    the next power of two (UE8M0). division: `divide`, x / s; `multiply`, x times 1 / s rounded to fp32. eps: the least
+    amax.
+    """
+
+    format: str = "fp8_e4m3fn"
+    group: int = 0
+    scale: ScaleFormat = "float"
+    division: Division = "divide"
+    eps: float = 1e-10
+
+    def __post_init__(self) -> None:
+        if self.format not in CODES:
+            raise SpecError(f"Quantizer.format={self.format!r} must be one of {', '.join(CODES)}.")
+        if self.group < 0:
+            raise SpecError(f"Quantizer.group={self.group} must be 0 (a whole row) or a number of elements.")
+        if self.scale not in ("float", "power_of_two"):
+            raise SpecError(f"Quantizer.scale={self.scale!r} must be float or power_of_two.")
+        if self.division not in ("divide", "multiply"):
+            raise SpecError(f"Quantizer.division={self.division!r} must be divide or multiply.")
+        if not 0.0 < self.eps < float("inf"):
+            raise SpecError(f"Quantizer.eps={self.eps} must be positive and finite.")
+
+    def words(self) -> str:
+        """`fp8 e4m3 in groups of 128 with float scales`."""
+        name = {"fp8_e4m3fn": "fp8 e4m3", "fp8_e5m2": "fp8 e5m2", "int8": "int8"}[self.format]
+        where = f"in groups of {self.group}" if self.group else "per token"
+        scale = "float scales" if self.scale == "float" else "scales rounded up to powers of two"
+        return f"{name} {where} with {scale}" + (", multiplying by 1 / scale" if self.division == "multiply" else "")

@@ -1,0 +1,134 @@
+"""Dynamic quantisers of activations: values rounded to few bits and scaled back, and a kernel's error after that.
+
+A scale is computed in fp32, as every kernel does, from the group's largest magnitude; so are the quotients. These are
+rounded to nearest-even in float64, once, and saturate.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moecheck.formats import Float64
+from moecheck.quantizer import CODES, Quantizer
+
+from ._stores import Estimate, flipped
+
+Float32 = npt.NDArray[np.float32]
+_EXPONENT_BITS = np.uint64(0x7FF0000000000000)
+
+
+class Quantized(NamedTuple):
+    """Values q s as the GEMM uses them, and the distance of neighbouring values there, both [n, K] float64.
+
+    scale: [n, groups] fp32. largest: [n, groups] int, the column of the element that determines the scale.
+    """
+
+    value: Float64
+    step: Float64
+    scale: Float32
+    largest: npt.NDArray[np.intp]
+
+
+def quantized(values: Float64, quantizer: Quantizer) -> Quantized:
+    """The products q s with q = sat(round(x / s)) and s = scale_of(amax), of each group along each row. values: [n, K].
+
+    NaN stays NaN and, as it is the largest of its group, makes the group NaN; so does an infinity (Inf / Inf, 0 Inf).
+    Sources: OCP OFP8 1.0 (formats, saturating conversion); DeepSeek-V3 (arXiv:2412.19437) section 3.3.1, equation
+    q = x / (amax / 448) in tiles of 1 x 128.
+    """
+    n, width = values.shape
+    group = quantizer.group or max(width, 1)
+    starts = np.arange(0, width, group)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        x: Float32 = values.astype(np.float32)
+        size = np.abs(x)
+        if not width:
+            none = np.zeros((n, 0))
+            return Quantized(none, none, none.astype(np.float32), none.astype(np.intp))
+        largest = np.stack([s + np.argmax(size[:, s : s + group], axis=1) for s in starts], axis=1)
+        scale = scale_of(np.take_along_axis(size, largest, axis=1), quantizer)
+        s = np.repeat(scale, group, axis=1)[:, :width]
+        quotient = x / s if quantizer.division == "divide" else x * (np.float32(1.0) / s)
+        q = coded(quotient.astype(np.float64), quantizer.format)
+        wide = s.astype(np.float64)
+        return Quantized(q * wide, code_step(q, quantizer.format) * wide, scale, largest)
+
+
+def scale_of(amax: Float32, quantizer: Quantizer) -> Float32:
+    """The scale max(amax, eps) / max_value in fp32; `power_of_two` rounds it up, by its bits: 2^ceil(log2 s) (UE8M0).
+
+    Source of the rounding up: DeepGEMM's ceil_to_ue8m0; a scale rounded down would saturate the largest element.
+    """
+    scale = np.maximum(amax, np.float32(quantizer.eps)) / np.float32(CODES[quantizer.format].max_value)
+    if quantizer.scale == "float":
+        return np.asarray(scale, np.float32)
+    significand, exponent = np.frexp(scale)
+    return np.asarray(np.ldexp(np.ones_like(scale), exponent - (significand == 0.5)), np.float32)
+
+
+def coded(values: Float64, name: str) -> Float64:
+    """float64 values rounded to nearest-even to the numbers of a quantised format, saturated; NaN stays NaN.
+
+    Source: OCP OFP8 1.0, section 5 (roundTiesToEven; saturating conversion).
+    """
+    step = code_step(values, name)
+    limit = CODES[name].max_value
+    with np.errstate(invalid="ignore"):
+        return np.clip(np.rint(np.clip(values, -2.0 * limit, 2.0 * limit) / step) * step, -limit, limit)
+
+
+def code_step(values: Float64, name: str) -> Float64:
+    """Distance of neighbouring numbers of a quantised format at |values|: 2^(max(e, e_min) - precision + 1)."""
+    code = CODES[name]
+    power = (np.asarray(values, np.float64).view(np.uint64) & _EXPONENT_BITS).view(np.float64)
+    inside = np.clip(power, 2.0**code.min_exponent, 2.0 ** np.floor(np.log2(code.max_value)))
+    return np.asarray(inside * 2.0 ** (1 - code.precision))
+
+
+def requantized(estimate: Estimate, quantizer: Quantizer) -> tuple[Estimate, Float64]:
+    """The estimate after a quantiser, and the size of a flip of each element, both of [n, K].
+
+    About the true value: V + q^2/12, with q the step at that value. About the rounded reference: the flip law of
+    `flipped`; and the largest element x_m of a group has an error too, which moves the scale: with float scales all of
+    the group's values move in proportion, V = (x var(x_m)^1/2 / x_m)^2. A scale that is a power of two stays, unless
+    x_m is so near to a boundary that its error carries it across: then all of the group is rounded to another grid.
+    """
+    about = quantized(estimate.value, quantizer)
+    if estimate.rare is None:
+        return Estimate(estimate.value, estimate.dense + np.square(about.step) / 12.0), about.step
+    moved = flipped(estimate, about.step)
+    width = estimate.value.shape[1]
+    if not width:
+        return moved._replace(value=about.value), about.step
+    # Flips of the largest element before the quantiser are seldom; its usual error is what moves the scale.
+    amax = np.take_along_axis(np.abs(estimate.value), about.largest, axis=1)
+    sd = np.sqrt(np.take_along_axis(estimate.variance, about.largest, axis=1))
+    group = quantizer.group or width
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if quantizer.scale == "float":
+            share = np.where(amax > quantizer.eps, sd / amax, 0.0)
+            dense = np.square(about.value * _spread(share, group, width))
+            return Estimate(about.value, dense, moved.rare, moved.size), about.step
+        chance = _spread(_crossing(amax, sd, quantizer), group, width)
+        other = chance * np.square(about.step) * (5.0 / 12.0)  # both roundings' errors: q^2/12 + (2q)^2/12
+    assert moved.rare is not None
+    assert moved.size is not None
+    return Estimate(about.value, moved.dense, moved.rare + other, moved.size + chance * about.step / 2.0), about.step
+
+
+def _crossing(amax: Float64, sd: Float64, quantizer: Quantizer) -> Float64:
+    """Chance that an error of standard deviation `sd` carries amax across a boundary of the power-of-two scales."""
+    boundary = CODES[quantizer.format].max_value
+    ratio = np.maximum(amax, quantizer.eps) / boundary
+    nearest = 2.0 ** np.rint(np.log2(ratio))
+    distance = np.abs(ratio - nearest) * boundary
+    sigmas = distance / np.where(sd > 0.0, sd, 1.0)
+    return np.where(sd > 0.0, np.exp(-0.5 * np.square(sigmas)), 0.0)
+
+
+def _spread(each: Float64, group: int, width: int) -> Float64:
+    """Per group to per element: [n, groups] to [n, width]."""
+    return np.repeat(each, group, axis=1)[:, :width]

@@ -1,0 +1,73 @@
+"""Simulated kernels: the same rounding points, each with fp32 errors of its own.
+
+Where a value is requantised, a tiny error now and then becomes a whole step, and how large the sum of such steps gets
+is better tried than derived. A variant is what a kernel of the contract would return: its sums and its activation
+function are off by normal errors of the variance that the references' model has for them, before every store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from moecheck.formats import Float64, ulp
+from moecheck.numerics import Numerics
+from moecheck.spec import ExpertSpec
+
+from ._expert import Weights
+from ._quantize import quantized
+from ._stores import exactly, linear_estimate, rounded
+from .act_and_mul import activated
+
+FUNCTION_ULPS = 1.0  # standard deviation, in fp32 ulps of their inputs, of act and of the product: two ulps at most
+
+
+class Noise(NamedTuple):
+    """variants: how many are simulated. normal: standard normal numbers of a shape, new ones each time."""
+
+    variants: int
+    normal: Callable[[tuple[int, ...]], Float64]
+
+
+def expert_variants(x: Float64, weights: Weights, spec: ExpertSpec, stores: Numerics, noise: Noise) -> Float64:
+    """Output z of one expert in every variant, [V, n, H]. x: [n, H] as the kernel was given it, without error.
+
+    The second product is computed once in float64; what a variant's h differs by from the reference's is multiplied in
+    fp32, which is exact enough for a difference.
+    """
+    if stores.a1_quant is not None:
+        x = quantized(x, stores.a1_quant).value
+    gate_up = _hidden(_with_errors(x, weights.w13, stores, noise), weights.b13, stores.gate_up, stores)
+    shape = gate_up.shape
+    gate_up = gate_up * (1.0 + FUNCTION_ULPS * 2.0**-23 * noise.normal(shape))
+    h = _quantized_all(activated(gate_up.reshape(-1, shape[-1]), spec, stores), stores)
+    exact = _hidden((x @ weights.w13.T)[None], weights.b13, stores.gate_up, stores)[0]
+    middle = _quantized_all(activated(exact, spec, stores), stores)
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = (h.reshape(noise.variants, *middle.shape) - middle).astype(np.float32)
+        z = _with_errors(middle, weights.w2, stores, noise)
+        z += (apart.reshape(-1, middle.shape[1]) @ weights.w2.astype(np.float32).T).reshape(z.shape)
+    return _hidden(z, weights.b2, stores.per_expert, stores)
+
+
+def finished_sum(y: Float64, fmt: str, noise: Noise) -> Float64:
+    """Sums [..., H] of which each has one fp32 rounding more, stored in `fmt`."""
+    y = y + ulp(y, "fp32") * noise.normal(y.shape) / np.sqrt(12.0)
+    return y.astype(np.float32).astype(np.float64) if fmt == "fp32" else rounded(y, fmt)
+
+
+def _with_errors(x: Float64, w: Float64, stores: Numerics, noise: Noise) -> Float64:
+    """Products x W^T with the errors of a kernel's sums in every variant, [V, n, N]."""
+    y = linear_estimate(exactly(x, flips=False), w, exact_input=True, accumulate=stores.accumulate)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return y.value + np.sqrt(y.dense) * noise.normal((noise.variants, *y.value.shape))
+
+
+def _hidden(y: Float64, bias: Float64 | None, fmt: str, stores: Numerics) -> Float64:
+    return rounded(y if bias is None else rounded(y, stores.before_bias) + bias, fmt)
+
+
+def _quantized_all(h: Float64, stores: Numerics) -> Float64:
+    return h if stores.a2_quant is None else quantized(h, stores.a2_quant).value
