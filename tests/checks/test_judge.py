@@ -156,3 +156,15 @@ def _all_padding(op: str) -> Case:
     cases = (Case(op=op, load="padding", num_tokens=1, dtype="fp32", seed=seed) for seed in range(1000))
     name = "inv_permuted_idx" if op == "unpermute" else "topk_ids"
     return next(case for case in cases if (case.inputs()[name] == -1).all())
+
+
+def test_what_no_rounding_explains_is_proven_wrong() -> None:
+    case, oracle = Case(op="fused_experts"), Oracle()
+    (out,) = honest_outputs(case, oracle)
+
+    zeros = judge(case, (np.zeros_like(out),), oracle, LIMITS, None).judgements[1]
+    slightly = judge(case, ((out.astype(np.float64) * 1.01).astype(out.dtype),), oracle, LIMITS, None)
+
+    assert zeros.verdict is Verdict.PROVEN_WRONG
+    assert "No rounding could do this" in zeros.message
+    assert verdict_of(slightly) is Verdict.FAIL
