@@ -168,7 +168,7 @@ class ExpertWeights:
             sign = draw.integers((self._case.key, name), shape, below=2) * 2.0 - 1.0
             return store(np.where(kept, sign / GATE, 0.0), self._case.dtype)
         if self._case.stratum == "one_hot":
-            return store(np.eye(*shape), self._case.dtype)
+            return store(np.eye(*shape, dtype=np.float64), self._case.dtype)
         drawn = self._draw(name, shape, scale * (CANCELLING if self._case.stratum == "cancelling" else 1.0))
         if self._case.stratum == "cancelling" and width >= 2:
             half = width // 2
