@@ -103,8 +103,9 @@ class ExpertWeights:
     def w2_bias(self) -> AnyArray:
         """[experts, H]."""
         if self._case.stratum == "integer":  # in the unit of the outputs that it is added to
-            steps: Float64 = draw.integers((self._case.key, "w2_bias"), (self.count, self._case.hidden_size), below=3) - 1.0
-            return store(steps * float(MOST_ONES), self._case.dtype)
+            shape = (self.count, self._case.hidden_size)
+            steps = draw.integers((self._case.key, "w2_bias"), shape, below=3) - 1
+            return store((steps * MOST_ONES).astype(np.float64), self._case.dtype)
         return self._bias("w2_bias", self._case.hidden_size)
 
     def _bias(self, name: str, width: int) -> AnyArray:
