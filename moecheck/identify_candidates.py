@@ -104,6 +104,8 @@ def resolved(numerics: Numerics, case: Case) -> Numerics:
     """What the contract means for a case: formats instead of `input`, and fp32 wherever a store cannot matter."""
     absent = {name: "fp32" for name in STORES if name != "out" and name not in stores_of(case)}
     plain = _changed(numerics, **absent, accumulate="fp32-rn").resolve(case.dtype)
+    if case.op not in EXPERT_OPS:
+        plain = replace(plain, a1_quant=None, a2_quant=None)
     if plain.combine == "fp32" or plain.combine_order == "tree":
         return _changed(plain, combine="fp32", combine_order="tree")
     return plain

@@ -9,7 +9,7 @@ from .formats import FORMATS
 from .identify_candidates import stores_of_op
 from .identify_result import NAMES, Identified, declaration_sentence, describe, difference
 from .kernel import Declaration
-from .numerics import INPUT, STORES, Numerics
+from .numerics import INPUT, QUANTISERS, STORES, Numerics
 
 # Kept in fp32 by a kernel that declares nothing, whatever its inputs are.
 FP32_FLOOR = ("scores", "topk_weights", "combine")
@@ -25,9 +25,10 @@ def below_floor(numerics: Numerics, *, dtypes: Iterable[str]) -> tuple[str, ...]
     """The stores that round below the floor for inputs of any of these formats.
 
     The floor: scores, routing weights and combine in fp32, every other store no narrower than the input, in precision
-    and in range.
+    and in range, and nothing requantised.
     """
-    return tuple(name for name in STORES if any(_too_narrow(numerics, name, dtype) for dtype in dtypes))
+    low = [name for name in STORES if any(_too_narrow(numerics, name, dtype) for dtype in dtypes)]
+    return (*low, *(name for name in QUANTISERS if getattr(numerics, name) is not None))
 
 
 def judge_numerics(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 
-from .numerics import INPUT, STORES, Numerics
+from .numerics import INPUT, QUANTISERS, STORES, Numerics
+from .quantizer import Quantizer
 
 # Stores that few kernels make; not spoken of where they are not made.
 SELDOM = ("before_bias", "sigmoid", "up")
@@ -21,6 +23,8 @@ NAMES = {
     "act_times_up": "act(g)*u",
     "per_expert": "expert outputs",
     "weighted": "weighted expert outputs",
+    "a1_quant": "GEMM inputs",
+    "a2_quant": "act(g)*u",
 }
 
 
@@ -90,14 +94,16 @@ class Comparison:
 def describe(numerics: Numerics, stores: tuple[str, ...]) -> str:
     """What a contract does, in words; only `stores` are spoken of."""
     named = [name for name in stores if name in NAMES]
-    kept = [NAMES[name] for name in named if getattr(numerics, name) == "fp32" and name not in SELDOM]
+    passed_on = ("act_times_up",) if numerics.a2_quant is not None else ()  # to the quantiser, of which more is said
+    kept = [n for n in named if getattr(numerics, n) == "fp32" and n not in (*SELDOM, *passed_on)]
     parts = []
     formats = list(dict.fromkeys(getattr(numerics, name) for name in named))
     for fmt in [fmt for fmt in formats if fmt != "fp32"]:
         held = [NAMES[name] for name in named if getattr(numerics, name) == fmt]
         parts.append(f"stores {_listed(held)} in {_format(fmt)}")
     if kept:
-        parts.append(f"keeps {_listed(kept)} in fp32")
+        parts.append(f"keeps {_listed([NAMES[name] for name in kept])} in fp32")
+    parts += [f"requantises {where} to {how}" for how, where in _quantisers(numerics).items()]
     if "topk_weights" in stores:
         low = numerics.topk_weights != "fp32"
         rounding = f" rounded to {_format(numerics.topk_weights)}" if low else " in fp32"
@@ -110,6 +116,8 @@ def describe(numerics: Numerics, stores: tuple[str, ...]) -> str:
 def difference(numerics: Numerics, other: Numerics, stores: tuple[str, ...]) -> str:
     """In what `numerics` differs from `other`, in words."""
     parts = []
+    if (numerics.a1_quant, numerics.a2_quant) != (other.a1_quant, other.a2_quant):
+        parts += [f"{where} in {how}" for how, where in _quantisers(numerics).items()] or ["no requantisation"]
     for name in stores:
         fmt = getattr(numerics, name)
         if name == "combine":
@@ -123,25 +131,42 @@ def difference(numerics: Numerics, other: Numerics, stores: tuple[str, ...]) -> 
 
 def declaration_sentence(numerics: Numerics) -> str:
     """The argument of `@moecheck.kernel` that declares a contract."""
-    default = Numerics()
-    given = [
-        f'{f.name}="{getattr(numerics, f.name)}"'
-        for f in fields(Numerics)
-        if getattr(numerics, f.name) != getattr(default, f.name)
-    ]
-    return f"numerics=moecheck.Numerics({', '.join(given)})"
+    return f"numerics=moecheck.{_call(numerics)}"
 
 
 @lru_cache(maxsize=1 << 14)
 def stored(numerics: Numerics) -> int:
-    """How many stores round."""
-    return sum(getattr(numerics, name) != "fp32" for name in STORES)
+    """How many stores round, quantisers among them."""
+    quantisers = [name for name in QUANTISERS if getattr(numerics, name) is not None]
+    return len(quantisers) + sum(getattr(numerics, name) != "fp32" for name in STORES)
 
 
 @lru_cache(maxsize=1 << 14)
 def formats_of(numerics: Numerics) -> frozenset[str]:
     """The formats of a contract's stores, with fp32 and `input`, which any may have."""
     return frozenset({"fp32", INPUT, *(getattr(numerics, name) for name in STORES)})
+
+
+def _quantisers(numerics: Numerics) -> dict[str, str]:
+    """How a contract requantises -> what."""
+    found: dict[str, list[str]] = {}
+    for name in QUANTISERS:
+        quantizer: Quantizer | None = getattr(numerics, name)
+        if quantizer is not None:
+            found.setdefault(quantizer.words(), []).append(NAMES[name])
+    return {how: _listed(names) for how, names in found.items()}
+
+
+def _call(record: Numerics | Quantizer) -> str:
+    """The call that makes a record, with what differs from the defaults."""
+    default = type(record)()
+    given = []
+    for f in fields(record):
+        value = getattr(record, f.name)
+        if value != getattr(default, f.name):
+            text = f"moecheck.{_call(value)}" if isinstance(value, Quantizer) else json.dumps(value)
+            given.append(f"{f.name}={text}")
+    return f"{type(record).__name__}({', '.join(given)})"
 
 
 def _combining(numerics: Numerics) -> str:

@@ -12,6 +12,7 @@ from .formats import AnyArray
 from .identify_candidates import contracts, narrowed, neighbours, resolved, stores_of_all
 from .identify_floor import below_floor
 from .identify_outputs import CaseOutputs, Scores
+from .identify_quantisers import quantiser_neighbours, requantising
 from .identify_result import Comparison, formats_of, stored
 from .numerics import Numerics
 from .oracle import Oracle
@@ -70,13 +71,20 @@ class Search:
         narrow = [narrowed(other, fmt) for fmt in ("bf16", "fp16") for other in self._pool.contracts]
         return max(best, self._climb(narrow), key=self._merit)
 
+    def best_requantising(self) -> Numerics:
+        """The best contract with a quantiser; which one to start from is decided on the first case alone."""
+        starts = requantising()
+        self.tried |= dict.fromkeys(starts)
+        first, outputs = self._scores[0], self._pool.outputs[0]
+        return self._climb([max(starts, key=lambda c: first.merit(outputs.number(c)))])
+
     def _climb(self, starts: Sequence[Numerics]) -> Numerics:
         """From the best of some contracts to better neighbours, as long as there are any."""
         self.tried |= dict.fromkeys(starts)
         best = max(starts, key=self._merit)
         candidates = [narrowed(best, fmt) for fmt in ("bf16", "fp16")]
         for _ in range(STEPS):
-            candidates += neighbours(best, self._pool.stores)
+            candidates += [*neighbours(best, self._pool.stores), *quantiser_neighbours(best)]
             self.tried |= dict.fromkeys(candidates)
             step = max(candidates, key=self._merit)
             if self._merit(step) < self._merit(best) + GAIN:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,7 +21,8 @@ from .cases import Case
 from .formats import AnyArray, Float64, round_to, to_float64, ulp
 from .identify_candidates import EXPERT_OPS
 from .numerics import Numerics
-from .oracle import Oracle, call_reference, reference_modules
+from .oracle import REFERENCES, Oracle, call_reference, reference_modules
+from .quantizer import Quantizer
 from .spec import ExpertSpec
 
 U32 = 2.0**-24
@@ -117,15 +119,17 @@ class Experts:
 
     def output(self, x: Float64, x_key: Hashable, stores: Numerics) -> Float64:
         """The rows' z, [P, H]. x: [P, H], the same for the same x_key."""
-        first = ("first", x_key)
-        h = ("h", first, *_formats(stores, ("before_bias", "gate_up", *ACTIVATION)))
+        first = ("first", x_key, stores.a1_quant)
+        h = ("h", first, stores.a2_quant, *_formats(stores, ("before_bias", "gate_up", *ACTIVATION)))
         z = ("z", h, stores.per_expert)
         return self._once(z, lambda: self._second(self._once(h, lambda: self._hidden(x, first, stores)), h, stores))
 
     def _hidden(self, x: Float64, first: Hashable, stores: Numerics) -> Float64:
-        raw = self._once(first, lambda: self._gemm("first", x, [group.w13 for group in self._groups]))
+        matrices = [group.w13 for group in self._groups]
+        raw = self._once(first, lambda: self._gemm("first", _requantised(x, stores.a1_quant), matrices))
         gate_up = self._biased(raw, [group.b13 for group in self._groups], stores)
-        return self._activated(rounded(gate_up, stores.gate_up), self._spec, stores)
+        h = self._activated(rounded(gate_up, stores.gate_up), self._spec, stores)
+        return _requantised(h, stores.a2_quant)
 
     def _second(self, h: Float64, key: Hashable, stores: Numerics) -> Float64:
         raw = self._once(
@@ -179,7 +183,8 @@ class ExpertsReplay:
         self._weighted: tuple[Hashable, Float64] = (None, np.zeros(0))
 
     def value(self, stores: Numerics) -> Float64:
-        key = _formats(stores, ("topk_weights", "before_bias", "gate_up", *ACTIVATION, "per_expert", "weighted"))
+        names = ("topk_weights", "before_bias", "gate_up", *ACTIVATION, "per_expert", "weighted")
+        key = (stores.a1_quant, stores.a2_quant, *_formats(stores, names))
         if self._weighted[0] != key:
             self._weighted = (key, self._terms(stores))
         return rounded(_summed(self._weighted[1], self._ids, stores), stores.out)
@@ -247,6 +252,14 @@ class LayerReplay:
 def rounded(values: Float64, name: str) -> Float64:
     """Values as a store in format `name` leaves them; `fp32` keeps them."""
     return values if name == "fp32" else round_to(values, name)
+
+
+def _requantised(values: Float64, quantizer: Quantizer | None) -> Float64:
+    """Values as a quantiser leaves them; None keeps them. values: [P, K]."""
+    if quantizer is None:
+        return values
+    value: Float64 = import_module(f"{REFERENCES}._quantize").quantized(values, quantizer).value
+    return value
 
 
 def _summed(terms: Float64, ids: AnyArray, stores: Numerics) -> Float64:

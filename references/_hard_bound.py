@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moecheck.accumulators import ACCUMULATORS
 from moecheck.formats import FORMATS, AnyArray, Float64
 from moecheck.numerics import Numerics
+from moecheck.quantizer import CODES, Quantizer
 from moecheck.spec import ExpertSpec
 
 from ._activation import activation_terms
@@ -140,13 +142,32 @@ class _Total:
 
 
 def _expert(x: Bounded, weights: Weights, spec: ExpertSpec, stores: Numerics) -> Bounded:
+    x = _requantised(x, stores.a1_quant)
     gate_up = _stored(_linear(x, weights.w13, weights.b13, stores), stores.gate_up)
-    return _stored(_linear(_activated(gate_up, spec, stores), weights.w2, weights.b2, stores), stores.per_expert)
+    h = _requantised(_activated(gate_up, spec, stores), stores.a2_quant)
+    return _stored(_linear(h, weights.w2, weights.b2, stores), stores.per_expert)
+
+
+def _requantised(x: Bounded, quantizer: Quantizer | None) -> Bounded:
+    """A rounding to few bits: half a step of each value, or of the subnormals, whose step follows the largest value.
+
+    A power-of-two scale is up to twice as large. Scale, quotient and saturation are off by a few fp32 roundings of it.
+    """
+    if quantizer is None or not x.value.size:
+        return x
+    code = CODES[quantizer.format]
+    largest = np.maximum(np.max(x.largest, axis=1, keepdims=True), quantizer.eps)
+    scale = largest / code.max_value * (2.0 if quantizer.scale == "power_of_two" else 1.0)
+    least = 2.0 ** (code.min_exponent - code.precision) * scale
+    return Bounded(x.value, x.error + 2.0**-code.precision * x.largest + least + 8.0 * TRUNCATED * largest)
 
 
 def _linear(x: Bounded, w: Float64, bias: Float64 | None, stores: Numerics) -> Bounded:
     """Errors of the inputs pass times |W|; a sum of K terms in any order is off by gamma(K + 1) of its absolute sum."""
-    y = Bounded(linear(x.value, w), linear(x.error, np.abs(w)) + _gamma(w.shape[1] + 1) * linear(x.largest, np.abs(w)))
+    y = Bounded(
+        linear(x.value, w),
+        linear(x.error, np.abs(w)) + _gamma(w.shape[1] + 1, stores.accumulate) * linear(x.largest, np.abs(w)),
+    )
     if bias is None:
         return y
     y = _stored(y, stores.before_bias)
@@ -215,5 +236,9 @@ def _smallest(name: str) -> float:
     return float(2.0 ** (fmt.min_exponent - fmt.precision + 1))
 
 
-def _gamma(count: int) -> float:
-    return count * TRUNCATED / (1.0 - count * TRUNCATED)
+def _gamma(count: int, profile: str) -> float:
+    """Relative error of a sum of `count` terms; infinite where the accumulator keeps too few bits to say anything."""
+    unit = ACCUMULATORS[profile]
+    together = min(count, unit.promoted_every or count)
+    each = together * max(2.0**-unit.fraction_bits, TRUNCATED) + (count * TRUNCATED if together < count else 0.0)
+    return each / (1.0 - each) if each < 1.0 else np.inf

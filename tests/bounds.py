@@ -131,3 +131,7 @@ TABLE_VARIANCE = 2 * (3.49**2 / 4 + 2) / 4096
 # output, whose activation enters by an estimate).
 GATE_UP_RMS = (1.0, 3.0)
 OUTPUT_RMS = (0.3, 3.0)
+
+# Mean square of flips over the variance that the flip law gives them: the law is an average over where a boundary lies,
+# takes |d| of a normal d, and overlaps where an error is about half a step (numerics.md section 4: V + q^2/6 there).
+FLIP_VARIANCE = (0.5, 1.5)

@@ -20,6 +20,7 @@ PUBLIC = [
     "MoESpec",
     "MoecheckError",
     "Numerics",
+    "Quantizer",
     "RoutingSpec",
     "SpecError",
     "Unsupported",

@@ -1,0 +1,47 @@
+"""The requantising contracts that identification tries where no contract without a quantiser explains the outputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+from .numerics import INPUT, QUANTISERS, Numerics
+from .quantizer import CODES, Quantizer, ScaleFormat
+
+GROUPS = (0, 128, 64)
+SCALES: tuple[ScaleFormat, ...] = ("float", "power_of_two")
+# What decides the bits that a quantiser is given; a wrong store behind it leaves most of the output's bits as they are.
+BEFORE = ("gate_up", "act", "act_times_up")
+
+
+def requantising() -> list[Numerics]:
+    """Contracts with a quantiser between the GEMMs, or the same one before both, over all stores before it."""
+    quantisers = [
+        Quantizer(format=name, group=group, scale=scale) for name, group, scale in product(CODES, GROUPS, SCALES)
+    ]
+    found = []
+    for formats in product(("fp32", INPUT), repeat=len(BEFORE)):
+        stores = Numerics(**dict(zip(BEFORE, formats, strict=True)))  # type: ignore[arg-type]  # names of stores
+        for quantizer in quantisers:
+            found += [replace(stores, a2_quant=quantizer), replace(stores, a1_quant=quantizer, a2_quant=quantizer)]
+    return found
+
+
+def quantiser_neighbours(numerics: Numerics) -> list[Numerics]:
+    """Contracts that differ from `numerics` in one property of its quantisers, or in which GEMM has one."""
+    some = numerics.a2_quant or numerics.a1_quant
+    if some is None:
+        return []
+    found = [replace(numerics, a1_quant=a1, a2_quant=a2) for a1 in (None, some) for a2 in (None, some)]
+    for quantizer in _neighbours(some):
+        for names in (QUANTISERS, *((name,) for name in QUANTISERS)):
+            changes = {name: quantizer for name in names if getattr(numerics, name) is not None}
+            found.append(replace(numerics, **changes))  # type: ignore[arg-type]  # fields that hold quantisers
+    return [other for other in dict.fromkeys(found) if other != numerics]
+
+
+def _neighbours(quantizer: Quantizer) -> list[Quantizer]:
+    found = [replace(quantizer, format=name) for name in CODES]
+    found += [replace(quantizer, group=group) for group in GROUPS]
+    found += [replace(quantizer, scale="float"), replace(quantizer, scale="power_of_two")]
+    return [*found, replace(quantizer, division="divide"), replace(quantizer, division="multiply")]
