@@ -18,7 +18,7 @@ def contract_words(kernel: KernelSummary) -> str | None:
     agreement = kernel.contract_agreement
     shown = "" if agreement is None else f"{agreement:.4f}"
     if kernel.contract == UNKNOWN:
-        return f"contract unknown: the best of those tried reproduces {shown} of the bits"
+        return f"unknown: the best of those tried reproduces {shown} of the bits"
     text = kernel.contract + (f"; agreement {shown}" if shown and not kernel.contract.startswith("changes") else "")
     if kernel.contract_runner_up:
         text += f", runner-up {kernel.contract_runner_up_agreement:.3f} ({kernel.contract_runner_up})"
@@ -29,7 +29,7 @@ def odd_contract(kernel: KernelSummary) -> str | None:
     """What a failing kernel's reader should know of its contract beyond the message; None where all is as declared."""
     if kernel.contract_problem is not None and kernel.check != CONTRACT:
         return kernel.contract_problem
-    return contract_words(kernel) if kernel.contract == UNKNOWN else None
+    return f"contract {contract_words(kernel)}" if kernel.contract == UNKNOWN else None
 
 
 def contract_lines(summary: RunSummary) -> list[str]:

@@ -11,12 +11,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from moecheck.checks.finding import FAILURES, SEVERITY, Verdict
+from moecheck.identify_floor import store_words
+from moecheck.report.contracts import contract_lines, contract_words, floor_line
 from moecheck.report.headline import headline, kernels_by_reason, totals_line
+from moecheck.report.limits import run_limits, sees_cell, sees_words
 from moecheck.report.names import slug
 from moecheck.report.picture import ErrorPicture
 from moecheck.report.plots import heat_map_svg, histogram_svg
 from moecheck.report.results import RunSummary
-from moecheck.report.text import duration, metric, place, printable, verdict_words
+from moecheck.report.text import duration, metric, percent, place, printable, sentence, verdict_words
 
 
 def html_report(summary: RunSummary, pictures: Sequence[ErrorPicture] = ()) -> str:
@@ -33,6 +36,7 @@ def html_report(summary: RunSummary, pictures: Sequence[ErrorPicture] = ()) -> s
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.filters.update(metric=metric, duration=duration, place=place, slug=slug, tone=_tone)
+    environment.filters.update(percent=percent, sentence=sentence)
     script = _file("report.js")
     tested = [kernel for kernel in reversed(summary.kernels) if kernel.verdict != Verdict.SKIP]
     return environment.get_template("report.html").render(
@@ -46,6 +50,13 @@ def html_report(summary: RunSummary, pictures: Sequence[ErrorPicture] = ()) -> s
         heat_map=heat_map_svg,
         histogram=histogram_svg,
         words=verdict_words,
+        limits=run_limits(summary),
+        low=floor_line(summary),
+        contracts=contract_lines(summary),
+        sees=sees_words,
+        sees_cell=sees_cell,
+        contract=contract_words,
+        stores=store_words,
         style=Markup(_file("report.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

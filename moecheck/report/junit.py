@@ -9,7 +9,7 @@ from moecheck.checks.finding import FAILURES, Finding, Verdict
 from moecheck.report.contracts import contract_words
 from moecheck.report.limits import sees_words
 from moecheck.report.results import KernelSummary, RunSummary
-from moecheck.report.summarise import case_verdict, decisive, group, reproduce_line
+from moecheck.report.summarise import case_verdict, decisive, group
 from moecheck.report.text import one_line, printable
 
 # Those of FAILURES that are not about values: JUnit calls them errors. What neither passed nor failed is `skipped`.
@@ -65,14 +65,13 @@ def _testcase(suite: ET.Element, kernel: KernelSummary, case: str, lines: Sequen
         return
     failed = closing.verdict in FAILURES
     tag = "error" if closing.verdict in _ERRORS else "failure" if failed else "skipped"
-    again = kernel.reproduce if case == kernel.worst_case else None
+    again = kernel.reproduce if case == kernel.worst_case else f"Plainest failure of this kernel: {kernel.reproduce}"
     looks = kernel.diagnosis if case == kernel.worst_case else next((f.diagnosis for f in lines if f.diagnosis), None)
     message = shown.message or closing.verdict.value
     outcome = ET.SubElement(node, tag, message=one_line(message))
     if failed:
         outcome.set("type", f"{closing.verdict.value}: {shown.check}")
-        said = [message, looks or "", again or reproduce_line(kernel.name, case)]
-        outcome.text = printable("\n".join(filter(None, said)))
+        outcome.text = printable("\n".join(filter(None, (message, looks, again))))
 
 
 def _unrun(suite: ET.Element, name: str, reason: str) -> None:

@@ -20,7 +20,7 @@ def sees_cell(kernel: KernelSummary) -> str:
     """The smallest factor that a kernel's passing cases would have shown, for a table."""
     if kernel.op in STRUCTURE_OPS and kernel.passed_cases:
         return EXACT
-    return factor(kernel.detection_limit)
+    return "–" if kernel.detection_limit is None else f"1 ± {kernel.detection_limit:.0e}"
 
 
 def sees_words(kernel: KernelSummary) -> str | None:

@@ -69,7 +69,8 @@ class KernelSummary:
     detection_limits: dtype -> the smallest factor on a whole output that a passing case of the dtype would have shown.
     detection_limit: the largest of these: seen whichever dtype it is in. element_limit: how far off, in sigma, a single
     element must be to show in every passing case. All None or empty where nothing passed that has such limits.
-    statistics: each judged metric in the case where it came nearest to its limit, the worst first.
+    statistics: each judged metric, the worst first: of a kernel that failed on its worst case, else on the case where
+    it came nearest to its limit.
     relations: metamorphic relations that were looked at. capabilities: those that were observed or declared.
     worst_case: id of the case that decided the verdict. check, message, where: of its worst finding. diagnosis: which
     known bug the failure looks like, in words.

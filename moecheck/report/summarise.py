@@ -121,6 +121,7 @@ def _kernel(
     )
     return KernelSummary(
         **_evidence(declaration, judged, closing),
+        statistics=evidence.nearest_to_limit({worst_case: judged[worst_case]} if failing and worst_case else judged),
         name=declaration.name,
         op=declaration.op,
         backend=declaration.backend,
@@ -171,7 +172,6 @@ def _evidence(
         "rms_z_median": evidence.median_of(judged.values(), "rms_z"),
         "slope_error": slope_error,
         "slope_error_se": slope_error_se,
-        "statistics": evidence.nearest_to_limit(judged),
         "relations": evidence.relations_of(judged),
         "capabilities": evidence.capabilities_of(declaration, judged),
         "diagnosis": evidence.diagnosis_of(judged),

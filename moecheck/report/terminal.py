@@ -30,7 +30,7 @@ _COLUMNS = {
     "mismatch": 0,
     "worst z": 0,
     "sees": 112,
-    "seconds": 98,
+    "seconds": 128,
 }
 _WITH_OP = 136
 

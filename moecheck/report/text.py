@@ -52,10 +52,10 @@ def metric(value: float | None) -> str:
 
 
 def percent(share: float) -> str:
-    """`12 %`; `280 ×` from ten times on, where percents are hard to read."""
-    if not math.isfinite(share):
-        return "∞"
-    return f"{share:.0%}".replace("%", " %") if share < 10 else f"{share:.3g} ×"
+    """`12 %`, `28 ×`, `> 1000 ×`."""
+    if share < 10:
+        return f"{100 * share:.0f} %"
+    return f"{share:.3g} ×" if share <= 1000 else "> 1000 ×"
 
 
 def duration(seconds: float) -> str:

@@ -41,6 +41,22 @@ def sentence(result: Result) -> str:
         pytest.param(
             ["kernels", "--kernel", "a", "--kernel", "b", "--kernel", "a"], "--kernel a is given 2 times", id="twice"
         ),
+        pytest.param(["kernels", "--require", "topk_weight=fp32"], "Did you mean 'topk_weights'?", id="require field"),
+        pytest.param(["kernels", "--require", "combine=fp31"], "Did you mean 'fp", id="require format"),
+        pytest.param(["kernels", "--require", "combine"], "must be FIELD=FORMAT", id="require without a format"),
+        pytest.param(
+            ["kernels", "--require", "out=fp32"], "Unknown field of --require 'out'", id="require of the output"
+        ),
+        pytest.param(
+            ["kernels", "--require", "combine=fp32", "--require", "combine=bf16"],
+            "--require combine is given twice",
+            id="required twice",
+        ),
+        pytest.param(
+            ["replay", '{"case": {"op": "permute"}, "spec_string": "torch/permute", "require": 3}'],
+            "must be a list of FIELD=FORMAT",
+            id="inline case with a bad requirement",
+        ),
         pytest.param(["kernels", "--jobs", "0"], "--jobs", id="no jobs"),
         pytest.param(["kernels", "--examples", "-1"], "--examples", id="negative examples"),
         pytest.param(["kernels", "--kernel", "nowhere.py:moe"], "There is no kernel file nowhere.py.", id="no file"),

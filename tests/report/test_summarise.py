@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moecheck.checks.finding import Finding, Verdict
+from moecheck.numerics import Numerics
 from moecheck.report import RunSummary, reproduce_line, summarise
+from moecheck.report.findings_file import read_findings
 from moecheck.report.html import html_report
 from moecheck.report.markdown import markdown_summary
 from moecheck.report.strict_json import dumps
@@ -126,6 +131,169 @@ def test_a_kernel_that_passed_has_no_case_to_reproduce() -> None:
     assert {kernel.name: kernel.reproduce for kernel in summary.kernels} == {"good": None, "bad": "again c"}
     assert asked == ["bad"]  # asking writes a case file
     assert "None" not in html_report(summary, [])
+
+
+def test_limits_are_those_of_passing_cases_and_the_bluntest_dtype_counts() -> None:
+    def case(name: str, factor: float, verdict: Verdict = Verdict.PASS, z: float = 10.0) -> list[Finding]:
+        return sample.run("k", name, verdict, numbers={"smallest_factor": factor, "max_z": 1.0, "limit_max_z": z})
+
+    lines = [
+        case("op/bf16/a", 8e-5, z=10.4),
+        case("op/bf16/b", 7e-5),
+        case("op/fp32/a", 2e-7, z=10.8),
+        case("op/bf16/bad", 1e-9, Verdict.FAIL, z=99.0),
+        case("of another make", 3e-6),
+    ]
+
+    (kernel,) = _summarise(lines, "k").kernels
+
+    assert kernel.detection_limits == {"": 3e-6, "bf16": 7e-5, "fp32": 2e-7}
+    assert (kernel.detection_limit, kernel.element_limit) == (7e-5, 10.8)
+
+
+def test_slopes_are_pooled_within_the_dtype_that_is_furthest_from_0() -> None:
+    def case(name: str, slope: float, error: float) -> list[Finding]:
+        return sample.run("k", name, Verdict.PASS, numbers={"slope_error": slope, "slope_error_se": error})
+
+    lines = [
+        case("op/bf16/a", 4e-3, 1e-3),
+        case("op/bf16/b", 1e-3, 2e-3),
+        case("op/bf16/nan", math.nan, 1e-3),
+        case("op/bf16/zeros", 0.0, 0.0),
+        case("op/fp32/a", 1e-8, 1e-8),
+    ]
+
+    (kernel,) = _summarise(lines, "k").kernels
+
+    # (4e-3 / 1 + 1e-3 / 4) / (1 + 1 / 4), in units of 1e-3
+    assert kernel.slope_error == pytest.approx(3.4e-3)
+    assert kernel.slope_error_se == pytest.approx(1e-3 / math.sqrt(1.25))
+
+
+def test_the_contract_is_what_the_last_look_found() -> None:
+    first = replace(sample.CONTRACT, facts={"contract": "unknown"}, numbers={"agreement": 0.5})
+    lines = [
+        sample.run("k", "a", Verdict.PASS, more=(first,)),
+        sample.run("k", "b", Verdict.PASS, more=(sample.CONTRACT,)),
+        sample.run("k", "skipped", Verdict.SKIP, more=(first,)),
+    ]
+
+    (kernel,) = _summarise(lines, "k").kernels
+
+    assert (kernel.contract, kernel.contract_agreement) == ("stores gate/up in bf16", 0.997)
+    assert (kernel.contract_runner_up, kernel.contract_runner_up_agreement) == ("act(g) in bf16", 0.644)
+    assert kernel.contract_problem is None
+
+
+def test_a_refuted_contract_is_a_problem_and_a_declared_low_store_is_named() -> None:
+    wrong = replace(sample.CONTRACT, verdict=Verdict.FAIL, message="Declares something else.")
+    summary = summarise(
+        sample.run("k", "a", Verdict.FAIL, more=(wrong,)),
+        [sample.declaration("k", numerics=Numerics(scores="input", combine="input", combine_order="slot"))],
+        command="c",
+        started="2026-01-02T03:04:05Z",
+        seconds=1.0,
+    )
+
+    assert summary.kernels[0].contract_problem == "Declares something else."
+    assert summary.kernels[0].below_floor == ("scores", "combine")
+
+
+def test_statistics_of_a_kernel_that_passed_are_those_nearest_to_their_limits() -> None:
+    lines = [
+        sample.run(
+            "k", "a", Verdict.PASS, numbers={"max_z": 9.0, "limit_max_z": 10.0, "rms_z": -0.5, "limit_rms_z": 1.0}
+        ),
+        sample.run(
+            "k", "b", Verdict.PASS, numbers={"max_z": 8.0, "limit_max_z": 8.5, "rms_z": 0.0, "limit_rms_z": 0.0}
+        ),
+    ]
+
+    (kernel,) = _summarise(lines, "k").kernels
+
+    assert [(m.name, m.case, round(m.share, 3)) for m in kernel.statistics] == [
+        ("max_z", "b", 0.941),
+        ("rms_z", "a", 0.5),
+    ]
+    assert kernel.rms_z_median == -0.25
+
+
+def test_statistics_of_a_kernel_that_failed_are_those_of_its_worst_case_and_nan_comes_first() -> None:
+    numbers = {"max_z": 3.0, "limit_max_z": 10.0, "rms_z": math.nan, "limit_rms_z": 1.0}
+    lines = [
+        sample.run("k", "a", Verdict.PASS, numbers={"max_z": 9.0, "limit_max_z": 10.0}),
+        sample.run("k", "b", Verdict.FAIL, "NaN", numbers=numbers),
+    ]
+
+    (kernel,) = _summarise(lines, "k").kernels
+
+    assert [(m.name, m.case, m.share) for m in kernel.statistics] == [("rms_z", "b", math.inf), ("max_z", "b", 0.3)]
+    assert kernel.rms_z_median == math.inf
+
+
+def test_relations_and_capabilities_are_counted_over_the_cases() -> None:
+    def case(name: str, observed: float, fact: str, broken: bool = False) -> list[Finding]:
+        facts = {"zero_token": "held", "determinism": fact, "scaled_up": "not tried: silu"}
+        more = [sample.finding("determinism", numbers={"deterministic_observed": observed})]
+        more += [sample.finding("zero_token", Verdict.FAIL, message="wrong")] if broken else []
+        more += [sample.finding("relations", facts={**facts, **({"zero_token": "broken"} if broken else {})})]
+        return sample.run("k", name, Verdict.FAIL if broken else Verdict.PASS, more=tuple(more))
+
+    alone = (sample.finding("determinism", Verdict.PROVEN_WRONG, numbers={"deterministic_observed": 0.0}),)
+    lines = [
+        case("a", 1.0, "held"),
+        case("b", 1.0, "held", broken=True),
+        sample.run("k", "c", Verdict.PROVEN_WRONG, more=alone),
+    ]
+    summary = summarise(
+        [line for group in lines for line in group],
+        [replace(sample.declaration("k"), deterministic=True, batch_invariant=True)],
+        command="c",
+        started="2026-01-02T03:04:05Z",
+        seconds=1.0,
+    )
+
+    (kernel,) = summary.kernels
+
+    assert {(r.name, r.held, r.broken, r.not_tried) for r in kernel.relations} == {
+        ("zero_token", 1, 1, ""),
+        ("determinism", 2, 1, ""),
+        ("scaled_up", 0, 0, "silu"),
+    }
+    assert {(c.name, c.declared, c.observed, c.tried) for c in kernel.capabilities} == {
+        ("deterministic", True, 2, 3),
+        ("batch_invariant", True, 0, 0),
+    }
+
+
+def test_findings_and_summaries_of_an_earlier_release_still_load(tmp_path: Path) -> None:
+    old: dict[str, Any] = {
+        "kernel": "k",
+        "case": "a",
+        "check": "case",
+        "verdict": "pass",
+        "message": "",
+        "numbers": {"max_z": "NaN"},
+    }
+    old |= {"where": {}, "seconds": 0.1}
+    (tmp_path / "findings.jsonl").write_text(json.dumps(old) + "\n", encoding="utf-8")
+    kernel = {"name": "k", "op": "permute", "backend": "torch", "device": "cpu", "verdict": "pass", "contract": None}
+    data = {**sample.summary().to_json(), "kernels": [kernel]}
+
+    (finding,) = read_findings(tmp_path / "findings.jsonl")
+    (summarised,) = _summarise([[finding]], "k").kernels
+
+    assert (finding.facts, finding.limits, finding.diagnosis) == ({}, {}, "")
+    assert (summarised.verdict, summarised.contract, summarised.statistics) == (Verdict.PASS, None, ())
+    assert RunSummary.from_json(data).kernels[0].relations == ()
+
+
+def test_inconclusive_cases_are_told_with_their_reasons() -> None:
+    lines = [sample.run("k", name, Verdict.INCONCLUSIVE, "undefined") for name in "ab"]
+
+    (kernel,) = _summarise([*lines, sample.run("k", "c", Verdict.PASS)], "k").kernels
+
+    assert (kernel.verdict, kernel.undecided) == (Verdict.PASS, {"undefined": 2})
 
 
 def test_totals_count_checks_and_speed_leaves_out_interpreted_kernels_and_their_time() -> None:

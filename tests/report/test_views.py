@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
 
 from moecheck.checks.finding import Verdict
-from moecheck.report import RunSummary, picture_of, summarise
+from moecheck.report import KernelSummary, RunSummary, picture_of, summarise
+from moecheck.report.contracts import contract_lines
 from moecheck.report.html import html_report
 from moecheck.report.junit import junit_xml
+from moecheck.report.limits import run_limits, sees_words
 from moecheck.report.markdown import markdown_summary
 from moecheck.report.replay import replay_view
 from moecheck.report.terminal import render, run_view
-from moecheck.report.text import duration, metric, printable
+from moecheck.report.text import duration, metric, percent, printable
 from tests.report import sample
 
 FINDINGS = [finding for group in sample.findings() for finding in group]
@@ -54,7 +58,8 @@ def test_terminal_fits_and_keeps_commands_whole(summary: RunSummary, width: int)
     assert all(len(line) <= width for line in text.splitlines() if "moecheck replay" not in line)
     assert "…" not in text
     assert text.endswith("Report: reports/x\n")
-    table, blocks = text.split("\n\n", 1)
+    low, table, blocks = text.split("\n\n", 2)
+    assert low.startswith("Declared to round below the floor: routing weights:")
     assert [mark for mark in table if mark in "✔○✘"] == list("✔✔○✘✘✘✘")
     assert "token 17, column 300" in blocks
     assert "Skipped 2 kernels: needs a CUDA device, have none\n  cuda:fp8_gemm, cuda:nvfp4\n" in blocks
@@ -86,7 +91,8 @@ def test_replay_shows_numbers_worst_elements_and_where(width: int) -> None:
 
     text = render(replay_view(lines, width=width, picture=picture, reproduce="again"), width=width, color=False)
 
-    assert "max_z=366" in text
+    assert re.search(r"max_z +366 +10.4 +35.2 ×", text)
+    assert "mismatch_ratio=0.0625" in text
     assert text.count("Seen: rows 16 to 23") == 1
     assert re.search(r"^ +16 █{60,}$", text, re.MULTILINE)
     assert re.search(r"^ +24 [·░▒]+$", text, re.MULTILINE)
@@ -104,13 +110,124 @@ def test_replay_of_a_perfect_run_has_no_worst_elements() -> None:
     assert "  0 ·····\n" in text
 
 
-def test_a_diagnosis_is_shown_everywhere(summary: RunSummary) -> None:
-    kernels = tuple(replace(kernel, diagnosis="rows swapped") for kernel in summary.kernels if kernel.failed)
-    diagnosed = replace(summary, kernels=kernels, profile=None, seed=None, git=None, tol=None)
+VIEWS = ["terminal", "markdown", "html", "junit"]
 
-    assert "  looks like: rows swapped\n" in render(run_view(diagnosed, width=100), width=100, color=False)
-    assert "Looks like: rows swapped" in markdown_summary(diagnosed)
-    assert "Looks like: rows swapped" in html_report(diagnosed)
+
+def view(summary: RunSummary, name: str) -> str:
+    """One view as text on one line, without Markdown's and XML's escapes."""
+    if name == "terminal":
+        text = render(run_view(summary, width=120), width=120, color=False)
+    elif name == "markdown":
+        text = re.sub(r"\\(.)", r"\1", markdown_summary(summary))
+    else:
+        text = html_report(summary) if name == "html" else junit_xml(summary, FINDINGS)
+    return " ".join(html.unescape(text).split())
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_every_view_says_what_it_looks_like_where_kernels_round_and_what_a_pass_is_worth(
+    summary: RunSummary, name: str
+) -> None:
+    text = view(summary, name)
+
+    assert "ooks like: the rows of two experts are exchanged (vllm-project/vllm#28540)." in text
+    assert "stores gate/up in bf16; agreement 0.9970" in text
+    assert "a factor of 1 ± 7.6e-05" in text
+    assert "one element off by 10.4 sigma" in text
+    if name != "junit":
+        assert f"Declared to round below the floor: routing weights: {sample.GOOD}." in text
+        assert f"(worst kernel: {sample.GOOD})" in text
+
+
+@pytest.mark.parametrize("name", ["terminal", "markdown", "html"])
+def test_a_contract_that_is_odd_is_shown_where_the_kernel_failed_for_another_reason(
+    summary: RunSummary, name: str
+) -> None:
+    failed = next(kernel for kernel in summary.kernels if kernel.name == sample.ROWS)
+    wrong = replace(failed, contract_problem="It declares combine in bf16 and does otherwise.")
+    unknown = replace(failed, contract="unknown", contract_agreement=0.25)
+
+    assert "declares combine in bf16 and does otherwise." in view(replace(summary, kernels=(wrong,)), name)
+    assert "nknown: the best of those tried reproduces 0.2500" in view(replace(summary, kernels=(unknown,)), name)
+
+
+@pytest.mark.parametrize("name", ["terminal", "markdown", "html"])
+def test_inconclusive_cases_of_a_kernel_that_passed_are_shown(summary: RunSummary, name: str) -> None:
+    passed = next(kernel for kernel in summary.kernels if kernel.name == sample.GOOD)
+    unsure = replace(passed, undecided={"what is required could not be shown": 2})
+
+    assert "what is required could not be shown" in view(replace(summary, kernels=(unsure,)), name)
+
+
+def test_equal_contracts_are_one_line_and_unknown_ones_are_named(summary: RunSummary) -> None:
+    good = next(kernel for kernel in summary.kernels if kernel.name == sample.GOOD)
+    same = [replace(good, name=f"k{index}", contract_agreement=0.99 - index / 1000) for index in range(4)]
+    odd = replace(good, name="odd", contract="unknown", contract_agreement=0.65)
+
+    lines = contract_lines(replace(summary, kernels=(odd, *same)))
+
+    assert lines == [
+        "4 kernels: stores gate/up in bf16; agreement 0.9870 or better",
+        "contract unknown: odd (the best of those tried reproduces 0.650 of the bits)",
+    ]
+
+
+def test_html_shows_statistics_relations_and_capabilities_escaped(page: str) -> None:
+    text = " ".join(page.split())
+
+    assert '<td class="what">max z</td><td class="number" data-label="value">366</td>' in text
+    assert '<td class="number bad" data-label="of limit">35.2 ×</td>' in text
+    assert "Relations: 2 held, 1 not tried" in text
+    assert "not tried: silu is &lt;not&gt; linear" in text
+    assert "deterministic: observed on 1 of 1 case" in text
+
+
+@pytest.mark.parametrize(
+    ("kernel", "sentence"),
+    [
+        pytest.param({"op": "permute"}, "Every element is compared exactly: any wrong one shows.", id="exact"),
+        pytest.param({}, "How small an error would have shown is not known: too few elements passed.", id="small"),
+        pytest.param({"passed_cases": 0}, None, id="nothing passed"),
+        pytest.param(
+            {"detection_limit": 7e-5, "detection_limits": {"bf16": 7e-5, "fp32": 2e-7}, "element_limit": 10.4},
+            "Sees a factor of 1 ± 7.0e-05 (bf16), 1 ± 2.0e-07 (fp32) on the whole output, and one element off by 10.4 "
+            "sigma.",
+            id="by dtype",
+        ),
+        pytest.param(
+            {"op": "topk_routing", "detection_limit": 2e-6, "detection_limits": {"fp32": 2e-6}},
+            "Sees a factor of 1 ± 2.0e-06 on all routing weights, and any illegal choice of experts.",
+            id="router",
+        ),
+    ],
+)
+def test_what_a_pass_is_worth(kernel: dict[str, Any], sentence: str | None) -> None:
+    fields = {"name": "k", "op": "fused_experts", "backend": "torch", "device": "cpu", "passed_cases": 3, **kernel}
+
+    assert sees_words(KernelSummary(verdict=Verdict.PASS, **fields)) == sentence
+
+
+def test_the_run_names_its_blindest_kernel_and_those_without_a_limit(summary: RunSummary) -> None:
+    fields: dict[str, Any] = {"backend": "torch", "device": "cpu", "verdict": Verdict.PASS, "passed_cases": 1}
+    kernels = [
+        KernelSummary(name="sharp", op="fused_experts", detection_limit=1e-6, element_limit=11.0, **fields),
+        KernelSummary(name="blunt", op="unpermute", detection_limit=1e-4, element_limit=10.0, **fields),
+        KernelSummary(name="tiny", op="moe_layer", **fields),
+        KernelSummary(name="moves", op="permute", **fields),
+    ]
+
+    assert run_limits(replace(summary, kernels=tuple(kernels))) == (
+        "Every pass would have seen a factor of 1 ± 1.0e-04 (worst kernel: blunt) and one element off by 11.0 sigma; "
+        "1 kernel of exact ops: any wrong element; not known of 1 kernel."
+    )
+    assert run_limits(replace(summary, kernels=tuple(kernels[2:]))) is None
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.123, "12 %"), (1.5, "150 %"), (35.19, "35.2 ×"), (float("inf"), "> 1000 ×")]
+)
+def test_percent(share: float, text: str) -> None:
+    assert percent(share) == text
 
 
 def test_replay_without_a_picture_shows_the_findings() -> None:
@@ -124,7 +241,7 @@ def test_markdown_can_be_pasted(summary: RunSummary) -> None:
 
     assert text.startswith("## moecheck: ✘ 4 of 7 kernels failed")
     rows = [re.sub(r"\\\|", "", line) for line in text.splitlines() if line.startswith("|")]
-    assert {row.count("|") for row in rows} == {10}
+    assert {row.count("|") for row in rows} == {11}
     outside_code = re.sub(r"```.*?```|(`+).*?\1", "", text, flags=re.DOTALL)
     assert "<script" not in outside_code
     assert "<img" not in outside_code
