@@ -9,13 +9,13 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from moecheck.errors import UsageError, near
+from moecheck.errors import Unsupported, UsageError, near
 from moecheck.kernel import BACKENDS, Declaration, describe
 from moecheck.ops import OPS
 
@@ -46,8 +46,7 @@ def load(target: Target) -> tuple[Callable[..., Any], Declaration]:
     """Import the kernel and read its declaration; UsageError when it is not there or cannot serve."""
     module = import_place(target.place)
     if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") == "1":
-        # Stock Triton's interpreter is wrong in bf16 and fp8: without this a verdict would be about the interpreter.
-        importlib.import_module("moecheck.runner.triton_interpreter").correct()
+        _correct_interpreter(module)
     function = getattr(module, target.function, None)
     if function is None:
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
@@ -63,6 +62,18 @@ def load(target: Target) -> tuple[Callable[..., Any], Declaration]:
         raise UsageError(f"{target.spec_string} declares op={declaration.op!r}, not {target.op!r}.")
     name = target.name or (target.spec_string if is_file(target.place) else declaration.name)
     return function, replace(declaration, name=name, spec_string=target.spec_string)
+
+
+def _correct_interpreter(module: ModuleType) -> None:
+    """Stock Triton's interpreter is wrong in bf16 and fp8: uncorrected, a verdict would be about the interpreter.
+
+    Raises Unsupported where it cannot be corrected, unless the module does not use Triton: torch imports it, too.
+    """
+    try:
+        importlib.import_module("moecheck.runner.triton_interpreter").correct()
+    except Unsupported:
+        if "triton" in _packages(vars(module).values()):
+            raise
 
 
 def is_file(place: str) -> bool:
@@ -136,7 +147,14 @@ def _infer_op(function: Callable[..., Any]) -> str:
 
 def _infer_backend(function: Callable[..., Any]) -> str:
     """torch, jax or numpy: the first of them that the names around the function refer to."""
-    names = getattr(inspect.unwrap(function), "__globals__", {}).values()
-    packages = {getattr(value, "__name__", "").partition(".")[0] for value in names}
-    packages |= {(getattr(value, "__module__", None) or "").partition(".")[0] for value in names}
+    packages = _packages(getattr(inspect.unwrap(function), "__globals__", {}).values())
     return next((backend for backend in ("torch", "jax", "numpy") if backend in packages), BACKENDS[0])
+
+
+def _packages(values: Iterable[object]) -> set[str]:
+    """Names of the packages that modules, functions and classes among `values` come from."""
+    found = set()
+    for value in values:
+        found.add(str(getattr(value, "__name__", "")).partition(".")[0])
+        found.add(str(getattr(value, "__module__", None) or "").partition(".")[0])
+    return found
