@@ -174,6 +174,18 @@ class Oracle:
         some = {**inputs, **{name: inputs[name][tokens] for name in ("hidden_states", "router_logits")}}
         return self._values(case, numerics, some, {"topk": topk})
 
+    @staticmethod
+    def weight_values(
+        case: Case, inputs: dict[str, Any], numerics: Numerics | None, ids: Any, *, low_steps: bool = False
+    ) -> Values:
+        """As `values`, of the routing weights that belong to routed ids [T, top_k]; nothing declared means fp32.
+
+        inputs: of the case. low_steps: whether each step after scores stored low is stored as they are.
+        """
+        declared = numerics or Numerics()
+        contract = Numerics(scores=declared.scores, topk_weights=declared.topk_weights, out=declared.topk_weights)
+        return Oracle._values(case, contract, inputs, {"topk_ids": ids, "low_steps": low_steps}, routing=True)
+
     def hard_bound(self, case: Case, numerics: Numerics | None) -> Float64 | None:
         """Bound on |out - true| of a value op's output that no rounding exceeds; None where none is known; not kept."""
         contract = (numerics or FLOOR).resolve(case.dtype)
@@ -192,8 +204,16 @@ class Oracle:
         )
         return result if isinstance(result, tuple) else (result,)
 
-    def _values(self, case: Case, numerics: Numerics | None, inputs: dict[str, Any], more: dict[str, object]) -> Values:
-        module = reference_modules()[case.op]
+    @staticmethod
+    def _values(
+        case: Case,
+        numerics: Numerics | None,
+        inputs: dict[str, Any],
+        more: dict[str, object],
+        *,
+        routing: bool = False,
+    ) -> Values:
+        module = importlib.import_module(f"{REFERENCES}._routing_weights") if routing else reference_modules()[case.op]
         function = module.estimate
         contract = (numerics or FLOOR).resolve(case.dtype)
         about_true = call_reference(function, case, inputs, numerics=contract, dtype=case.dtype, **more)
@@ -201,9 +221,11 @@ class Oracle:
         if numerics is not None:
             about = call_reference(function, case, inputs, numerics=contract, dtype=case.dtype, flips=True, **more)
         sigma, simulated = about_true.sigma, None
-        if contract.requantises and hasattr(module, "variants"):
+        ensembled = contract.requantises and hasattr(module, "variants")
+        if ensembled or routing:  # routing weights may all be equal, and so are the errors of their rounding
             apart = about.value - about_true.value
             sigma = np.hypot(sigma, np.where(np.isfinite(apart), apart, 0.0))
+        if ensembled:
             noise = module.Noise(VARIANTS, normal_numbers(case))
             simulated = call_reference(
                 module.variants, case, inputs, numerics=contract, dtype=case.dtype, noise=noise, **more

@@ -194,14 +194,19 @@ def renormalize(weights: Float64, *, spec: RoutingSpec) -> Float64:
     ERNIE-4.5 (models/ernie4_5_moe, moe_norm_min), `where_positive`: vLLM's topk kernels.
     """
     total: Float64 = np.linalg.norm(weights, ord=spec.renorm_norm, axis=-1, keepdims=True)
-    if spec.renorm_eps_rule == "add":
-        total = total + spec.renorm_eps
-    elif spec.renorm_eps_rule == "clamp_min":
-        total = np.maximum(total, spec.renorm_eps)
-    elif spec.renorm_eps_rule == "where_positive":
-        total = np.where(total > 0, total, 1.0)
     with np.errstate(invalid="ignore"):
-        return weights / total
+        return weights / guarded(total, spec=spec)
+
+
+def guarded(total: Float64, *, spec: RoutingSpec) -> Float64:
+    """The divisor (sum w^p)^(1/p) as renorm_eps_rule guards it against 0."""
+    if spec.renorm_eps_rule == "add":
+        return total + spec.renorm_eps
+    if spec.renorm_eps_rule == "clamp_min":
+        return np.maximum(total, spec.renorm_eps)
+    if spec.renorm_eps_rule == "where_positive":
+        return np.where(total > 0, total, 1.0)
+    return total
 
 
 def routed_factor(spec: RoutingSpec) -> float:

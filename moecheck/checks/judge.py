@@ -68,7 +68,7 @@ def judge(
     elif case.op in STRUCTURE_OPS:
         judged = Judged(judgements=(_structure(case, inputs, outputs, oracle),))
     else:
-        judged = Judged(judgements=tuple(_routing(case, inputs, outputs, limits, numerics, tie)))
+        judged = Judged(judgements=tuple(_routing(case, inputs, outputs, limits, numerics, tie, declared)))
     return Judged(judgements=(contract, *judged.judgements), out=judged.out, values=judged.values)
 
 
@@ -162,11 +162,12 @@ def _routing(
     limits: Limits,
     numerics: Numerics | None,
     tie: TieRule | None,
+    declared: bool,
 ) -> list[Judgement]:
     weights, ids = to_float64(outputs[0]), outputs[1].astype(np.int64)
     if not case.num_tokens:
         return [_vacuous("there are no tokens")]
-    return judge_routing(case, inputs, weights, ids, numerics=numerics, tol=limits.tol, tie=tie)
+    return judge_routing(case, inputs, weights, ids, numerics=numerics, tol=limits.tol, tie=tie, declared=declared)
 
 
 def _vacuous(reason: str) -> Judgement:

@@ -12,6 +12,7 @@ from moecheck.bounds import weight_bound
 from moecheck.cases import Case
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.checks.legal_sets import ambiguous_rows, choice_of, legal_rows
+from moecheck.checks.routing_weights import judge_weight_statistics, keeps_contract
 from moecheck.checks.ties import judge_ties
 from moecheck.formats import Float64, to_float64
 from moecheck.kernel import TieRule
@@ -31,14 +32,18 @@ def judge_routing(
     numerics: Numerics | None,
     tol: float,
     tie: TieRule | None = None,
+    declared: bool = True,
 ) -> list[Judgement]:
     """Judge ids as sets and weights against those recomputed in float64 from the kernel's own ids.
 
-    tie: the rule that the kernel declares for equal scores.
+    tie: the rule that the kernel declares for equal scores. declared: whether it declares `numerics` itself; if not,
+    a case that it rounds otherwise is judged as undeclared.
     """
     structure = _structure(case, ids)
     if structure is not None:
         return [structure]
+    if numerics is not None and not (declared or keeps_contract(case, inputs, weights, ids, numerics)):
+        numerics = None
     routing, choice = case.spec.routing, choice_of(case, inputs, numerics)
     routed = ids[:, : routing.top_k]
     legal = legal_rows(choice, routed, routing)
@@ -52,7 +57,9 @@ def judge_routing(
         return [Judgement(check="routing", verdict=Verdict.INCONCLUSIVE, message=message, numbers=numbers)]
     verdict = Judgement(check="routing", verdict=Verdict.PASS, numbers=numbers)
     ties = judge_ties(case, inputs, choice, routed, judged) if tie else None
-    return [verdict, *([ties] if ties else []), _judge_weights(case, inputs, weights, ids, judged, numerics, tol)]
+    of_weights = _judge_weights(case, inputs, weights, ids, judged, numerics, tol)
+    statistics = judge_weight_statistics(case, inputs, weights, ids, numerics)
+    return [verdict, *(found for found in (ties, of_weights, statistics) if found is not None)]
 
 
 def judged_rows(inputs: dict[str, Any]) -> Bool:

@@ -251,7 +251,8 @@ def test_a_planted_bug_is_found(
     case = case_of(routing)
     failing = [judgement for judgement in judged(case, plant(case)) if judgement.verdict is not Verdict.PASS]
 
-    assert [judgement.verdict for judgement in failing] == [wanted]
+    assert failing[0].verdict is wanted
+    assert {judgement.check for judgement in failing[1:]} <= {"statistics"}
     assert text in failing[0].message
     assert "token" in failing[0].where
 

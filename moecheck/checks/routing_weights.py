@@ -1,0 +1,72 @@
+"""The check of all routing weights together: deviations that no single weight shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moecheck.bounds import FP32_UNIT
+from moecheck.cases import Case
+from moecheck.checks.finding import Judgement
+from moecheck.checks.statistics import judge_statistics, reproduces
+from moecheck.formats import Float64, to_float64, ulp
+from moecheck.numerics import Numerics
+from moecheck.oracle import Oracle, Values, call_reference, reference_modules
+
+Ids = npt.NDArray[np.integer[Any]]
+# How far honest fp32 arithmetic may be off to one side, in units of 2^-24: approximate instructions (ex2.approx,
+# div.full, each up to 2 ulps), a rounded log2 e, and an eps of 1e-6 where the divisor is about 1.
+BIAS_UNITS = 16.0
+
+
+def judge_weight_statistics(
+    case: Case, inputs: dict[str, Any], weights: Float64, ids: Ids, numerics: Numerics | None
+) -> Judgement | None:
+    """The statistics of the routed weights; None where there are too few. Fused shared slots are constants, left out.
+
+    weights, ids: [T, slots]. numerics: the contract, None where nothing is declared.
+    """
+    defined, values = _values(case, inputs, weights, ids, numerics)
+    stored_as = _stored_as(case, numerics)
+    return judge_statistics(
+        defined,
+        values,
+        step=ulp(values.rounded, stored_as),
+        bias=BIAS_UNITS * FP32_UNIT,
+        row="token",
+        bits=stored_as != "fp32",
+        elementwise=True,
+    )
+
+
+def keeps_contract(case: Case, inputs: dict[str, Any], weights: Float64, ids: Ids, numerics: Numerics) -> bool:
+    """Whether most of the weights have the bits that this contract gives them. Arguments as above."""
+    return _stored_as(case, numerics) == "fp32" or reproduces(*_values(case, inputs, weights, ids, numerics))
+
+
+def _values(
+    case: Case, inputs: dict[str, Any], weights: Float64, ids: Ids, numerics: Numerics | None
+) -> tuple[Float64, Values]:
+    """The routed weights of the rows whose weights are defined, [rows, top_k], and what they should be.
+
+    Where scores and weights are both stored low, the steps between them may be in fp32 or low too: what explains more
+    of the weights counts.
+    """
+    top_k = case.spec.routing.top_k
+    weights_of_ids = reference_modules()["topk_routing"].weights_of_ids
+    expected = call_reference(weights_of_ids, case, inputs, topk_ids=ids[:, :top_k])
+    defined = np.isfinite(to_float64(inputs["router_logits"]).max(axis=1)) & np.isfinite(expected).all(axis=1)
+    some = {**inputs, "router_logits": inputs["router_logits"][defined]}
+    routed, chosen = weights[defined, :top_k], ids[defined, :top_k]
+    values = Oracle.weight_values(case, some, numerics, chosen)
+    if numerics is None or "fp32" in (numerics.scores, numerics.topk_weights):
+        return routed, values
+    low = Oracle.weight_values(case, some, numerics, chosen, low_steps=True)
+    return routed, max((low, values), key=lambda one: int(np.count_nonzero(one.rounded == routed)))
+
+
+def _stored_as(case: Case, numerics: Numerics | None) -> str:
+    """The format that the weights are stored in."""
+    return (numerics or Numerics()).resolve(case.dtype).topk_weights
