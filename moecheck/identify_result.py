@@ -138,7 +138,7 @@ def declaration_sentence(numerics: Numerics) -> str:
 def stored(numerics: Numerics) -> int:
     """How many stores round, quantisers among them."""
     quantisers = [name for name in QUANTISERS if getattr(numerics, name) is not None]
-    return len(quantisers) + sum(getattr(numerics, name) != "fp32" for name in STORES)
+    return len(quantisers) + len([name for name in STORES if getattr(numerics, name) != "fp32"])
 
 
 @lru_cache(maxsize=1 << 14)

@@ -90,7 +90,7 @@ def judge_statistics(
         *_slopes(sample, bias=bias, row=row, elementwise=elementwise),
         *_mean(sample, bias=bias),
         *_limited_mean_squares(sample, row=row, groups=groups or {}),
-        *_usual_row(sample, bias=bias, row=row),
+        *_usual_row(sample, bias=bias, row=row, bits=bits),
     ]
     numbers = {statistic.name: statistic.value for statistic in found} | _units(sample)
     numbers |= {f"limit_{statistic.name}": statistic.limit for statistic in found}
@@ -210,28 +210,33 @@ def _limited_mean_squares(sample: _Sample, *, row: str, groups: dict[str, AnyArr
         yield replace(one, limit=limit_of(values[one.name], closed[one.name], one.limit, one.flip))
 
 
-def _usual_row(sample: _Sample, *, bias: float, row: str) -> Iterator[Statistic]:
-    """Root mean square of z of the row that a quarter of them are below: few rows have a flip of a requantiser."""
+def _usual_row(sample: _Sample, *, bias: float, row: str, bits: bool) -> Iterator[Statistic]:
+    """Root mean square of z of the row that a quarter of them are below: few rows have a flip of a requantiser.
+
+    As many elements may be off by one unit in the last place as the statistic of disagreement allows.
+    """
     rows = np.flatnonzero(sample.used.any(axis=1))
     if sample.expected.ensemble is None or len(rows) < FEWEST_ROWS:
         return
     counts = sample.used.sum(axis=1)[rows]
     pooled = np.array([np.sqrt(np.square(z).sum(axis=1)[rows] / counts) for z in _simulated(sample)])
-    sizes = _sizes(sample)[rows]
+    sizes = _sizes(sample, sample.expected.rounded)[rows]
+    off = min([1.0, *(statistic.limit for statistic in _disagreement(sample, compared=bits, count=len(sample.used)))])
+    last_place = np.sqrt(off) * float(_sizes(sample, sample.step)[rows].max())
     own = np.sqrt(np.square(sample.z).sum(axis=1)[rows] / counts)
     yield Statistic(
         name="usual_row_rms_z",
         value=float(np.sort(own)[usual_row(len(rows))]),
-        limit=usual_limit(pooled) + bias * float(sizes.max()),
+        limit=float(np.hypot(usual_limit(pooled), last_place)) + bias * float(sizes.max()),
         said=f"The error of three quarters of the {row}s is more than {{value:.3g}} times that of requantisation, and "
         "{limit:.3g} is what fp32 sums explain: they are requantised differently, or are slightly off.",
         where={},
     )
 
 
-def _sizes(sample: _Sample) -> Float64:
-    """[rows]: root mean square of rounded / sigma."""
-    ratio = np.where(sample.used, sample.expected.rounded / np.where(sample.used, sample.expected.sigma, 1.0), 0.0)
+def _sizes(sample: _Sample, values: Float64) -> Float64:
+    """[rows]: root mean square of values / sigma. values: [rows, columns]."""
+    ratio = np.where(sample.used, values / np.where(sample.used, sample.expected.sigma, 1.0), 0.0)
     return np.asarray(np.sqrt(np.square(ratio).sum(axis=1) / np.maximum(sample.used.sum(axis=1), 1)))
 
 
@@ -326,6 +331,6 @@ def _limits(sample: _Sample, found: list[Statistic]) -> dict[str, float]:
     c = np.where(sample.used, sample.model.weights * sample.expected.rounded, 0.0)
     error = float(np.sqrt(sample.model.slope_variance.sum()) / c.sum())
     usual = next((statistic for statistic in found if statistic.name == "usual_row_rms_z"), None)
-    size = float(np.median(_sizes(sample)[sample.used.any(axis=1)]))
+    size = float(np.median(_sizes(sample, sample.expected.rounded)[sample.used.any(axis=1)]))
     smallest = slope.limit if usual is None or not size > 0.0 else min(slope.limit, usual.limit / size)
     return {"slope_error_se": error, "smallest_factor": smallest}
