@@ -44,19 +44,24 @@ class SharedError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactorError:
-    """The error of one factor of a row's summand. rows, variance: [n]. along: [n, H], derivative by the factor."""
+    """The error of one factor of a row's summand.
+
+    rows, variance: [n]. along: [n, H], derivative by the factor. step: [n], size of one flip of it, None for no store.
+    """
 
     rows: AnyArray
     variance: Float64
     along: AnyArray
+    step: Float64 | None = None
 
     def scaled(self, factor: float) -> FactorError:
         return replace(self, along=self.along * factor)
 
     def projected(self, c: Float64) -> tuple[Float64, Float64]:
-        """[n], [n]: Var of sum_i c_i error_i, and the most that one flip adds: none is known. c: [rows, H]."""
+        """[n], [n]: Var of sum_i c_i error_i, and the most that one flip adds. c: [rows, H]."""
         along = np.einsum("nh,nh->n", c[self.rows], self.along)
-        return self.variance * np.square(along), np.zeros(len(along))
+        flip = np.zeros(len(along)) if self.step is None else np.abs(along) * self.step
+        return self.variance * np.square(along), flip
 
     def largest_flip(self, c: Float64) -> Float64:
         """As of SharedError: no flip is known."""

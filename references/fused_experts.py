@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from moecheck.formats import AnyArray, Float64
+from moecheck.formats import AnyArray, Float64, ulp
 from moecheck.numerics import Numerics
 from moecheck.spec import ExpertSpec
 
@@ -111,7 +111,8 @@ def estimate(
                 matrix = partial(_decoded, w2, expert)
                 sources.append(SharedError(rows=t, scale=factor, variance=y.v_h, step=y.step, matrix=matrix))
                 if along is not None:
-                    sources.append(FactorError(rows=t, variance=w.variance[:, 0], along=along))
+                    step = ulp(w.value[:, 0], stores.topk_weights)
+                    sources.append(FactorError(rows=t, variance=w.variance[:, 0], along=along, step=step))
                 yield EstimatedSummands(t, s, y.z, y.shared)
 
     terms = stores.per_expert if spec.weight_on_input else stores.weighted

@@ -278,10 +278,10 @@ def _shared_experts(
     sources = list[SharedError | FactorError]()
     last = stores.per_expert
     if spec.shared_experts == "gated":
-        gate = _gate_estimate(x, shared_gate, stores)
+        gate, flip = _gate_estimate(x, shared_gate, stores)
         scale = gate.value[:, 0]
         shared = shared * np.square(gate.value) + np.square(z.value) * gate.variance
-        sources.append(FactorError(rows=rows, variance=gate.variance[:, 0], along=z.value))
+        sources.append(FactorError(rows=rows, variance=gate.variance[:, 0], along=z.value, step=flip))
         z = stored(product(z, gate), stores.weighted)
         last = stores.weighted
     sources.append(SharedError(rows=rows, scale=scale, variance=v_h, step=step, matrix=lambda: weights.w2))
@@ -290,15 +290,17 @@ def _shared_experts(
     return Errors(z, shared, tuple(sources))
 
 
-def _gate_estimate(x: Estimate, shared_gate: AnyArray | None, stores: Numerics) -> Estimate:
-    """sigmoid(x . shared_gate), [T, 1]."""
+def _gate_estimate(x: Estimate, shared_gate: AnyArray | None, stores: Numerics) -> tuple[Estimate, Float64]:
+    """The estimate of sigmoid(x . shared_gate), [T, 1], and the size of one flip of it, [T]."""
     row = decode(_given("shared_gate", shared_gate))[None, :]
     product_with_row = linear_estimate(x, row, exact_input=True, accumulate=stores.accumulate)
     logit = stored(product_with_row, stores.gate_up)
     value = sigmoid(logit.value)
-    gate = logit.scaled(value * (1.0 - value))
+    slope = value * (1.0 - value)
+    gate = logit.scaled(slope)
     gate = gate._replace(value=value, dense=gate.dense + np.square(ROUTING_ULPS * ulp(value, "fp32")))
-    return gate if stores.act == "fp32" else stored(gate, stores.act)
+    flip = ulp(logit.value, stores.gate_up) * slope + ulp(value, stores.act)
+    return gate if stores.act == "fp32" else stored(gate, stores.act), flip[:, 0]
 
 
 def _computed_weights(weights: Float64, stores: Numerics, *, flips: bool) -> Estimate:
