@@ -13,6 +13,8 @@ from rich.text import Text
 from moecheck.cli.options import color, cores, width
 from moecheck.curated import cases_for
 from moecheck.errors import check_known
+from moecheck.identify_floor import below_floor
+from moecheck.kernel import Declaration
 from moecheck.models import MODELS
 from moecheck.ops import OPS
 from moecheck.registry import discover
@@ -33,15 +35,28 @@ def list_all(what: str) -> int:
 def _kernels() -> RenderableType:
     jobs = min(cores(), 8)
     discovery = discover((), op=None, backend=None, memory=default_memory(jobs), jobs=jobs)
-    table = _table("kernel", "op", "backend", "runs on", "dtypes")
+    table = _table("kernel", "op", "backend", "runs on", "dtypes", "numerics")
     for found in sorted(discovery.found, key=lambda found: (found.declaration.op, found.declaration.name)):
         declaration = found.declaration
         table.add_row(
-            one_line(declaration.name), declaration.op, declaration.backend, found.device, " ".join(declaration.dtypes)
+            one_line(declaration.name),
+            declaration.op,
+            declaration.backend,
+            found.device,
+            " ".join(declaration.dtypes),
+            _contract(declaration),
         )
     notes = [Text(f"Skipped: {name}: {one_line(reason)}", style="dim") for name, reason in discovery.skipped.items()]
     notes += [Text(f"Broken: {name}: {one_line(reason)}", style="red") for name, reason in discovery.broken.items()]
     return Group(table, *notes)
+
+
+def _contract(declaration: Declaration) -> str:
+    """Whether rounding points are declared, and which of them are below the floor."""
+    if declaration.numerics is None:
+        return ""
+    low = below_floor(declaration.numerics, dtypes=declaration.dtypes)
+    return f"low: {' '.join(low)}" if low else "declared"
 
 
 def _ops() -> RenderableType:

@@ -24,6 +24,7 @@ def test_list_kernels_names_them_with_their_device() -> None:
     result = moecheck("list")
     assert result.code == 0
     assert "torch/index_add" in result.out
+    assert "declared" in result.out
     assert "Broken" not in result.out
 
 
