@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .bounds import disagreement_limit
 from .cases import Case
 from .formats import AnyArray
-from .identify_candidates import EXPERT_OPS, VALUE_OPS
+from .identify_candidates import EXPERT_OPS, IDENTIFIED_OPS, ROUTER
 from .identify_floor import below_floor, judge_numerics, judge_unseen
 from .identify_result import Identified, declaration_sentence, stored
+from .identify_routing import observation
 from .identify_search import Search, pool_of
 from .kernel import Declaration
 from .ops import OPS
@@ -26,6 +28,7 @@ __all__ = [
     "is_known",
     "judge_numerics",
     "judge_unseen",
+    "observation",
 ]
 
 BIASED = ExpertSpec(w13_bias=True, w2_bias=True)
@@ -41,7 +44,7 @@ def identification_cases(declaration: Declaration) -> tuple[Case, ...]:
     One case for each format, a second one where there is only one; top_k of at least 3 unless the specs say otherwise,
     so that slot order differs from expert order; and one with biases where the kernel takes them.
     """
-    if declaration.op not in VALUE_OPS:
+    if declaration.op not in IDENTIFIED_OPS:
         return ()
     dtypes = [dtype for dtype in FIRST_DTYPES if dtype in declaration.dtypes]
     specs = declaration.specs or _specs(declaration)
@@ -56,7 +59,7 @@ def identification_cases(declaration: Declaration) -> tuple[Case, ...]:
 def identify(observations: Sequence[tuple[Case, AnyArray]], oracle: Oracle, *, requantising: bool = True) -> Identified:
     """The contract whose reference agrees best with a kernel's outputs, averaged over the cases.
 
-    observations: cases of one value op, each with the kernel's output as it was stored. The search is over rounding
+    observations: cases of one op, each with the kernel's `observation`. The search is over rounding
     points only, never over factors, indices or functions: what a contract cannot explain stays unexplained.
     requantising: whether contracts with quantisers are tried where no other explains the outputs.
     """
@@ -110,9 +113,11 @@ def _by_case(observations: Sequence[tuple[Case, AnyArray]], oracle: Oracle) -> t
 
 def _specs(declaration: Declaration) -> tuple[MoESpec, ...]:
     """Plain semantics, then those with biases; more slots than two wherever the kernel leaves the choice."""
-    if declaration.op == "moe_layer" and "spec" not in declaration.arguments:
+    if declaration.op in ("moe_layer", ROUTER) and "spec" not in declaration.arguments:
         return (MoESpec(),)
     routing = RoutingSpec(top_k=4, renormalize=True)
+    if declaration.op == ROUTER:  # renormalisation makes both of its stores show
+        return MoESpec(routing=routing), MoESpec(routing=replace(routing, scoring="sigmoid"))
     biases = {"w13_bias", "w2_bias", "bias"} & {arg.name for arg in OPS[declaration.op].args}
     if "spec" in declaration.arguments and biases and biases <= set(declaration.arguments):
         return MoESpec(routing=routing), MoESpec(routing=routing, experts=BIASED)
@@ -124,11 +129,13 @@ def _specs(declaration: Declaration) -> tuple[MoESpec, ...]:
 def _case(op: str, spec: MoESpec, dtype: str, seed: int) -> Case:
     """A case of ordinary values: a layer's logits, too, so that each token has weights of its own."""
     groups = spec.routing.num_expert_groups
-    experts = groups * max(2, -(-spec.routing.top_k // spec.routing.topk_groups), -(-8 // groups))
+    router = op == ROUTER
+    least = 16 if router else 8
+    experts = groups * max(2, -(-spec.routing.top_k // spec.routing.topk_groups), -(-least // groups))
     return Case(
         op=op,
         spec=spec,
-        num_tokens=16,
+        num_tokens=64 if router else 16,
         num_experts=experts,
         hidden_size=192,
         intermediate_size=192,  # more than a group of 128 that shares a scale

@@ -16,12 +16,14 @@ EXPERT_OPS = frozenset({"fused_experts", "moe_layer"})
 ACTIVATION_OPS = EXPERT_OPS | {"act_and_mul"}
 SUM_OPS = EXPERT_OPS | {"unpermute"}
 VALUE_OPS = ACTIVATION_OPS | SUM_OPS | {"grouped_gemm"}
+ROUTER = "topk_routing"
+IDENTIFIED_OPS = VALUE_OPS | {ROUTER}
 
 # Store -> whether it can change what a case's op computes. A store that can not is left out of the search; so is
 # act_times_up of act_and_mul, whose result is stored at `out` anyway.
 _MATTERS: dict[str, Callable[[str, MoESpec], bool]] = {
-    "scores": lambda op, spec: op == "moe_layer" and _scored(spec),
-    "topk_weights": lambda op, spec: op in SUM_OPS,
+    "scores": lambda op, spec: op in ("moe_layer", ROUTER) and _scored(spec),
+    "topk_weights": lambda op, spec: op in SUM_OPS or op == ROUTER,
     "before_bias": lambda op, spec: _has_bias(op, spec),
     "gate_up": lambda op, spec: op in EXPERT_OPS,
     "sigmoid": lambda op, spec: op in ACTIVATION_OPS and spec.experts.activation == "silu",
@@ -102,7 +104,9 @@ def narrowed(numerics: Numerics, fmt: str) -> Numerics:
 @lru_cache(maxsize=1 << 14)
 def resolved(numerics: Numerics, case: Case) -> Numerics:
     """What the contract means for a case: formats instead of `input`, and fp32 wherever a store cannot matter."""
-    absent = {name: "fp32" for name in STORES if name != "out" and name not in stores_of(case)}
+    # What a router stores last are its weights.
+    last = () if case.op == ROUTER else ("out",)
+    absent = {name: "fp32" for name in STORES if name not in (*last, *stores_of(case))}
     plain = _changed(numerics, **absent, accumulate="fp32-rn").resolve(case.dtype)
     if case.op not in EXPERT_OPS:
         plain = replace(plain, a1_quant=None, a2_quant=None)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from .checks.finding import Judgement, Verdict
 from .formats import FORMATS
-from .identify_candidates import stores_of_op
+from .identify_candidates import ROUTER, stores_of_op
 from .identify_result import NAMES, Identified, declaration_sentence, describe, difference
 from .kernel import Declaration
 from .numerics import INPUT, QUANTISERS, STORES, Numerics
@@ -17,7 +17,6 @@ MARGIN = 0.05  # in agreement: a contract that explains this much more is what t
 # Of the outputs that only one of two contracts reproduces, nearly all belong to the true one: only flips, a share of
 # a few percent of them, go to the other. Where four of five are against the declared one, it is not the true one.
 DISCORDANT, LEAST = 4.0, 0.01
-ROUTER = "topk_routing"
 UNKNOWN = "unknown"  # the fact about a contract that nothing tried explains
 
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from .bounds import FLUSHED
 from .cases import Case
 from .formats import AnyArray, Float64, store, to_float64
-from .identify_candidates import resolved
+from .identify_candidates import ROUTER, resolved
+from .identify_routing import UNSEEN, RoutingReplay, routing_sigma
 from .identify_stages import EXACT, Replay, compared_columns, replay_of
 from .numerics import Numerics
 from .oracle import Oracle
@@ -26,12 +27,13 @@ class CaseOutputs:
     """Outputs of one case in a form that compares fast; safe to share between threads.
 
     bf16 and fp16 outputs compare as bits, -0 counting as 0. fp32 outputs agree within FP32_SIGMAS standard deviations
-    of fp32 arithmetic alone, a thousandth of what a store in bf16 or fp16 does.
+    of fp32 arithmetic alone, a thousandth of what a store in bf16 or fp16 does; so do routing weights, which come as
+    fp32 whatever they were rounded to, and of which those that are UNSEEN do not count.
     """
 
     def __init__(self, case: Case, oracle: Oracle) -> None:
         self.case = case
-        self.exact = case.dtype != "fp32"
+        self.exact = case.dtype != "fp32" and case.op != ROUTER
         self._oracle, self._lock = oracle, threading.RLock()
         self._replays: dict[bool, Replay] = {}
         self._numbers: dict[Numerics, int] = {}
@@ -40,7 +42,8 @@ class CaseOutputs:
         self._expected: dict[int, float] = {}
         self._allowed: Float64 = np.zeros(0)
         if not self.exact:
-            self._allowed = FP32_SIGMAS * _some(oracle.values(case, EXACT).sigma[:, compared_columns(case)])
+            sigma = routing_sigma(case, oracle) if case.op == ROUTER else oracle.values(case, EXACT).sigma
+            self._allowed = FP32_SIGMAS * _some(sigma[:, compared_columns(case)])
 
     def observed(self, out: AnyArray) -> AnyArray:
         """The compared elements of a kernel's whole output."""
@@ -70,13 +73,16 @@ class CaseOutputs:
         if self.exact:
             return np.asarray(row == out)
         with np.errstate(invalid="ignore"):
-            return np.asarray(np.abs(row - out) <= self._allowed)
+            close: Bools = np.abs(row - out) <= self._allowed
+            compared: Bools = close[out != UNSEEN]
+            return compared
 
     def residual(self, number: int, out: AnyArray) -> float:
         """Root mean square of out - reference in units of what fp32 arithmetic explains; for fp32 only."""
         allowed = np.maximum(self._allowed, FLUSHED)
         with np.errstate(invalid="ignore", over="ignore"):
-            return float(np.sqrt(np.mean(np.square((self._rows[number] - out) / allowed))))
+            apart = ((self._rows[number] - out) / allowed)[out != UNSEEN]
+            return float(np.sqrt(np.mean(np.square(apart))))
 
     def expected(self, numerics: Numerics) -> float:
         """The agreement of a simulated kernel that has this contract and accumulates in fp32."""
@@ -89,8 +95,13 @@ class CaseOutputs:
 
     def _replay(self, *, noisy: bool) -> Replay:
         if noisy not in self._replays:
-            self._replays[noisy] = replay_of(self.case, self._oracle, noisy=noisy)
+            self._replays[noisy] = self._new_replay(noisy=noisy)
         return self._replays[noisy]
+
+    def _new_replay(self, *, noisy: bool) -> Replay:
+        if self.case.op == ROUTER:
+            return RoutingReplay(self.case, self._oracle, noisy=noisy)
+        return replay_of(self.case, self._oracle, noisy=noisy)
 
     def _number_of(self, output: AnyArray) -> int:
         number = self._known.setdefault(output.tobytes(), len(self._rows))

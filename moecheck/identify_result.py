@@ -106,8 +106,9 @@ def describe(numerics: Numerics, stores: tuple[str, ...]) -> str:
     parts += [f"requantises {where} to {how}" for how, where in _quantisers(numerics).items()]
     if "topk_weights" in stores:
         low = numerics.topk_weights != "fp32"
+        verb = "returns" if set(stores) <= {"scores", "topk_weights"} else "multiplies by"
         rounding = f" rounded to {_format(numerics.topk_weights)}" if low else " in fp32"
-        parts.append(f"multiplies by routing weights{rounding}")
+        parts.append(f"{verb} routing weights{rounding}")
     if "combine" in stores:
         parts.append(_combining(numerics))
     return ", ".join(parts) or "keeps everything in fp32 until the one store of the output"

@@ -12,7 +12,7 @@ from moecheck.bounds import weight_bound
 from moecheck.cases import Case
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.checks.legal_sets import ambiguous_rows, choice_of, legal_rows
-from moecheck.checks.routing_weights import judge_weight_statistics, keeps_contract
+from moecheck.checks.routing_weights import declaration_that_explains, judge_weight_statistics, keeps_contract
 from moecheck.checks.ties import judge_ties
 from moecheck.formats import Float64, to_float64
 from moecheck.kernel import TieRule
@@ -141,13 +141,15 @@ def _judge_weights(
     if not beyond.any():
         return Judgement(check="weights", verdict=Verdict.PASS, numbers=numbers)
     token, slot = np.unravel_index(int(np.argmax(np.where(beyond, error / allowed, -1.0))), error.shape)
+    low = declaration_that_explains(case, inputs, weights, ids) if numerics is None else None
+    advice = f" They have fewer bits than fp32; if that is meant, declare {low}." if low else ""
     return Judgement(
         check="weights",
         verdict=Verdict.FAIL if np.isfinite(weights[token, slot]) else Verdict.PROVEN_WRONG,
         message=(
             f"token {token}, slot {slot}, expert {ids[token, slot]}: weight {weights[token, slot]:.8g}, expected "
             f"{expected[token, slot]:.8g} (rounding explains ±{allowed[token, slot]:.1g}); "
-            f"{beyond.mean():.1%} of the weights are wrong."
+            f"{beyond.mean():.1%} of the weights are wrong.{advice}"
         ),
         numbers=numbers,
         where={"token": int(token), "slot": int(slot)},

@@ -12,7 +12,8 @@ from moecheck.cases import Case
 from moecheck.checks.finding import Judgement
 from moecheck.checks.statistics import judge_statistics, reproduces
 from moecheck.formats import Float64, to_float64, ulp
-from moecheck.numerics import Numerics
+from moecheck.identify_result import declaration_sentence
+from moecheck.numerics import INPUT, Numerics
 from moecheck.oracle import Oracle, Values, call_reference, reference_modules
 
 Ids = npt.NDArray[np.integer[Any]]
@@ -44,6 +45,20 @@ def judge_weight_statistics(
 def keeps_contract(case: Case, inputs: dict[str, Any], weights: Float64, ids: Ids, numerics: Numerics) -> bool:
     """Whether most of the weights have the bits that this contract gives them. Arguments as above."""
     return _stored_as(case, numerics) == "fp32" or reproduces(*_values(case, inputs, weights, ids, numerics))
+
+
+def declaration_that_explains(case: Case, inputs: dict[str, Any], weights: Float64, ids: Ids) -> str | None:
+    """The declaration under which the weights of a kernel that declares nothing have the right bits, if there is one.
+
+    Arguments as above.
+    """
+    for fmt in (INPUT, "bf16", "fp16"):
+        for scores in ("fp32", fmt):
+            numerics = Numerics(scores=scores, topk_weights=fmt)
+            low = _stored_as(case, numerics) != "fp32"
+            if low and keeps_contract(case, inputs, weights, ids, numerics):
+                return declaration_sentence(numerics)
+    return None
 
 
 def _values(

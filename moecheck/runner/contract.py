@@ -9,7 +9,7 @@ from moecheck.cases import Case
 from moecheck.checks.contract import judge_contract
 from moecheck.checks.finding import FAILURES, Judgement, Verdict
 from moecheck.formats import AnyArray
-from moecheck.identify import Identified, identification_cases, identify, judge_numerics, judge_unseen
+from moecheck.identify import Identified, identification_cases, identify, judge_numerics, judge_unseen, observation
 from moecheck.kernel import Declaration
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
@@ -42,7 +42,8 @@ def contract_of(
         if outcome.problem is not None and outcome.problem[0] in FAILURES:
             break
         if outcome.problem is None and _is_sound(case, outcome, oracle):
-            observations.append((case, outcome.outputs[0]))
+            seen = observation(case, outcome.outputs, oracle)
+            observations += [] if seen is None else [(case, seen)]
     if not observations:
         return Contract(numerics=declaration.numerics, judgement=judge_unseen(declaration, require or {}))
     identified = identify(observations, oracle)
