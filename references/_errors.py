@@ -64,8 +64,11 @@ class FactorError:
         return self.variance * np.square(along), flip
 
     def largest_flip(self, c: Float64) -> Float64:
-        """As of SharedError: no flip is known."""
-        return np.zeros(len(self.rows))
+        """[n]: as of SharedError."""
+        if self.step is None:
+            return np.zeros(len(self.rows))
+        flip: Float64 = np.einsum("nh,nh->n", c[self.rows], np.square(self.along)) * np.square(self.step)
+        return flip
 
 
 @dataclass(frozen=True, slots=True)
