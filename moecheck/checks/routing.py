@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moecheck import metrics
-from moecheck.bounds import weight_bound
+from moecheck.bounds import SURELY, weight_bound
 from moecheck.cases import Case
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.checks.legal_sets import ambiguous_rows, choice_of, legal_rows
@@ -137,7 +137,7 @@ def _judge_weights(
     }
     visible = judged[:, None] & (expected > 0.0)
     if visible.any():
-        numbers["smallest_factor"] = float(np.min(allowed[visible] / expected[visible]))
+        numbers["smallest_factor"] = SURELY * float(np.min(allowed[visible] / expected[visible]))
     if not beyond.any():
         return Judgement(check="weights", verdict=Verdict.PASS, numbers=numbers)
     token, slot = np.unravel_index(int(np.argmax(np.where(beyond, error / allowed, -1.0))), error.shape)

@@ -12,6 +12,7 @@ from moecheck.bounds import (
     FLUSHED,
     GLOBAL_FLIPS,
     ROW_FLIPS,
+    SURELY,
     disagreement_limit,
     mean_square_limit,
     projection_limit,
@@ -324,7 +325,7 @@ def _units(sample: _Sample) -> dict[str, float]:
 
 
 def _limits(sample: _Sample, found: list[Statistic]) -> dict[str, float]:
-    """What the run would have seen: the smallest factor of all of the output, and its standard error."""
+    """What the run would surely have seen: the smallest factor of all of the output; the slope's standard error."""
     slope = next((statistic for statistic in found if statistic.name == "slope_error"), None)
     if slope is None:
         return {}
@@ -333,4 +334,4 @@ def _limits(sample: _Sample, found: list[Statistic]) -> dict[str, float]:
     usual = next((statistic for statistic in found if statistic.name == "usual_row_rms_z"), None)
     size = float(np.median(_sizes(sample, sample.expected.rounded)[sample.used.any(axis=1)]))
     smallest = slope.limit if usual is None or not size > 0.0 else min(slope.limit, usual.limit / size)
-    return {"slope_error_se": error, "smallest_factor": smallest}
+    return {"slope_error_se": error, "smallest_factor": SURELY * smallest}

@@ -58,9 +58,11 @@ def _group(kernels: list[KernelSummary]) -> str:
         best = f" (the best of those tried reproduces {_listed(agreements)} of the bits)" if agreements else ""
         return f"contract unknown: {names}{best}"
     who = names if len(kernels) <= NAMED else count(len(kernels), "kernel")
-    better = " or better" if len(kernels) > 1 else ""
     text = f"{who}: {kernels[0].contract}"
-    return text + (f"; agreement {min(agreements):.4f}{better}" if agreements else "")
+    if not agreements:
+        return text
+    least, most = f"{min(agreements):.4f}", f"{max(agreements):.4f}"
+    return f"{text}; agreement {least}" + (" or better" if least != most else "")
 
 
 def _listed(values: list[float]) -> str:

@@ -42,18 +42,26 @@ def run_limits(summary: RunSummary) -> str | None:
     """One sentence on what every pass of the run would have shown; None where nothing passed that has a limit."""
     passed = [kernel for kernel in summary.kernels if kernel.verdict is Verdict.PASS]
     known = [kernel for kernel in passed if kernel.detection_limit is not None]
+    outputs = _bluntest("an output", [kernel for kernel in known if kernel.op != ROUTER])
+    weights = _bluntest("routing weights", [kernel for kernel in known if kernel.op == ROUTER])
     if not known:
         return None
-    worst = max(known, key=lambda kernel: kernel.detection_limit or 0.0)
-    text = f"Every pass would have seen a factor of {factor(worst.detection_limit)} (worst kernel: {worst.name})"
     elements = [kernel.element_limit for kernel in known if kernel.element_limit is not None]
-    if elements:
-        text += f" and one element off by {max(elements):.1f} sigma"
+    single = f"one element off by {max(elements):.1f} sigma" if elements else None
+    text = " and ".join(part for part in (outputs, single, weights) if part)
     blind = sum(kernel.op in (*VALUE_OPS, ROUTER) for kernel in passed) - len(known)
     exact = sum(kernel.op in STRUCTURE_OPS for kernel in passed)
     if exact:
         text += f"; {count(exact, 'kernel')} of exact ops: any wrong element"
-    return text + (f"; not known of {count(blind, 'kernel')}." if blind else ".")
+    return f"Every pass would have seen {text}" + (f"; not known of {count(blind, 'kernel')}." if blind else ".")
+
+
+def _bluntest(what: str, kernels: list[KernelSummary]) -> str | None:
+    """The largest of the kernels' limits, and whose it is; None for no kernels."""
+    if not kernels:
+        return None
+    worst = max(kernels, key=lambda kernel: kernel.detection_limit or 0.0)
+    return f"a factor of {factor(worst.detection_limit)} on {what} (worst kernel: {worst.name})"
 
 
 def _by_dtype(kernel: KernelSummary) -> str:

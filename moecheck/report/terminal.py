@@ -22,7 +22,7 @@ from moecheck.report.text import count, duration, metric, one_line, place, print
 
 INDENT = 2
 SKIP_REASONS = 5  # of single cases; the report has all
-CONTRACTS = 12  # distinct ones that are listed; the report has all
+CONTRACTS = 8  # distinct ones that are listed; the report has all
 # Column of the table -> the width of the terminal, in characters, from which it is shown.
 _COLUMNS = {
     "max diff": 0,

@@ -214,13 +214,15 @@ def test_the_run_names_its_blindest_kernel_and_those_without_a_limit(summary: Ru
         KernelSummary(name="blunt", op="unpermute", detection_limit=1e-4, element_limit=10.0, **fields),
         KernelSummary(name="tiny", op="moe_layer", **fields),
         KernelSummary(name="moves", op="permute", **fields),
+        KernelSummary(name="routes", op="topk_routing", detection_limit=1e-2, **fields),
     ]
 
     assert run_limits(replace(summary, kernels=tuple(kernels))) == (
-        "Every pass would have seen a factor of 1 ± 1.0e-04 (worst kernel: blunt) and one element off by 11.0 sigma; "
+        "Every pass would have seen a factor of 1 ± 1.0e-04 on an output (worst kernel: blunt) and one element off by "
+        "11.0 sigma and a factor of 1 ± 1.0e-02 on routing weights (worst kernel: routes); "
         "1 kernel of exact ops: any wrong element; not known of 1 kernel."
     )
-    assert run_limits(replace(summary, kernels=tuple(kernels[2:]))) is None
+    assert run_limits(replace(summary, kernels=tuple(kernels[2:4]))) is None
 
 
 @pytest.mark.parametrize(
