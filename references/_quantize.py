@@ -11,12 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moecheck.formats import Float64
+from moecheck.formats import AnyArray, Float64
 from moecheck.quantizer import CODES, Quantizer
 
 from ._stores import Estimate, flipped
 
 Float32 = npt.NDArray[np.float32]
+NEVER = 1e-9  # a chance too small to look at
 _EXPONENT_BITS = np.uint64(0x7FF0000000000000)
 
 
@@ -94,7 +95,8 @@ def requantized(estimate: Estimate, quantizer: Quantizer) -> tuple[Estimate, Flo
     About the true value: V + q^2/12, with q the step at that value. About the rounded reference: the flip law of
     `flipped`; and the largest element x_m of a group has an error too, which moves the scale: with float scales all of
     the group's values move in proportion, V = (x var(x_m)^1/2 / x_m)^2. A scale that is a power of two stays, unless
-    x_m is so near to a boundary that its error carries it across: then all of the group is rounded to another grid.
+    x_m is so near to a boundary that its error carries it across: then all of the group is rounded to another grid,
+    which is another one for int8, and for fp8 below the smallest normal number only.
     """
     about = quantized(estimate.value, quantizer)
     if estimate.rare is None:
@@ -112,11 +114,18 @@ def requantized(estimate: Estimate, quantizer: Quantizer) -> tuple[Estimate, Flo
             share = np.where(amax > quantizer.eps, sd / amax, 0.0)
             dense = np.square(about.value * _spread(share, group, width))
             return Estimate(about.value, dense, moved.rare, moved.size), about.step
-        chance = _spread(_crossing(amax, sd, quantizer), group, width)
-        other = chance * np.square(about.step) * (5.0 / 12.0)  # both roundings' errors: q^2/12 + (2q)^2/12
+        chances = _crossing(amax, sd, quantizer)
+        if not np.any(chances > NEVER):
+            return moved._replace(value=about.value), about.step
+        chance = _spread(chances, group, width)
+        # A scale is rounded up: above a boundary the other one is half as large, below it twice.
+        ratio = np.maximum(amax, quantizer.eps) / CODES[quantizer.format].max_value
+        other = _spread(about.scale * np.where(ratio > 2.0 ** np.rint(np.log2(ratio)), 0.5, 2.0), group, width)
+        apart = np.abs(coded(estimate.value / other, quantizer.format) * other - about.value)
     assert moved.rare is not None
     assert moved.size is not None
-    return Estimate(about.value, moved.dense, moved.rare + other, moved.size + chance * about.step / 2.0), about.step
+    rare, size = moved.rare + chance * np.square(apart), moved.size + chance * apart
+    return Estimate(about.value, moved.dense, rare, size), about.step
 
 
 def _crossing(amax: Float64, sd: Float64, quantizer: Quantizer) -> Float64:
@@ -129,6 +138,6 @@ def _crossing(amax: Float64, sd: Float64, quantizer: Quantizer) -> Float64:
     return np.where(sd > 0.0, np.exp(-0.5 * np.square(sigmas)), 0.0)
 
 
-def _spread(each: Float64, group: int, width: int) -> Float64:
+def _spread(each: AnyArray, group: int, width: int) -> Float64:
     """Per group to per element: [n, groups] to [n, width]."""
-    return np.repeat(each, group, axis=1)[:, :width]
+    return np.repeat(each.astype(np.float64), group, axis=1)[:, :width]

@@ -135,13 +135,20 @@ def test_the_deviation_from_the_rounded_value_has_the_variance_of_the_flip_law(s
     assert FLIP_VARIANCE[0] <= ratio <= FLIP_VARIANCE[1]
 
 
-def test_a_scale_at_a_boundary_may_go_to_either_power_of_two() -> None:
-    x = normals(64, 128) * 0.1
-    x[:, 0] = 448.0 / 256.0
-    quantizer = Quantizer(scale="power_of_two")
-    near, _ = requantized(given(x, 1e-6), quantizer)
-    x[:, 0] = 400.0 / 256.0
-    far, _ = requantized(given(x, 1e-6), quantizer)
+@pytest.mark.parametrize("side", [-1.0, 1.0])
+@pytest.mark.parametrize("name", CODES)
+def test_a_scale_at_a_boundary_may_go_to_either_power_of_two(name: str, side: float) -> None:
+    x = normals(64, 128) * 1e-3
+    x[:, 0] = CODES[name].max_value / 256.0 * (1.0 + side * 1e-7)
+    quantizer = Quantizer(format=name, scale="power_of_two")
+    near, _ = requantized(given(x, 1e-6 * float(x[0, 0])), quantizer)
+    x[:, 0] *= 1.0 - side * 2e-7
+    across = quantized(x, quantizer).value - near.value
     assert near.rare is not None
+    changed = np.abs(across[:, 1:]) > 0.0
+    assert np.all(near.rare[:, 1:][changed] >= np.square(across[:, 1:][changed]) / 2.0)
+    assert changed.any() == (name == "int8" or bool(np.any(np.abs(x[:, 1:]) < 2.0 ** CODES[name].min_exponent / 256.0)))
+    x[:, 0] *= 0.9
+    far, _ = requantized(given(x, 1e-6 * float(x[0, 0])), quantizer)
     assert far.rare is not None
-    assert np.mean(near.rare[:, 1:]) > 100 * np.mean(far.rare[:, 1:])
+    assert np.mean(far.rare) < np.mean(near.rare) or not changed.any()
