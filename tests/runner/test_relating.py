@@ -96,6 +96,8 @@ def test_an_honest_kernel_obeys_and_its_capabilities_are_observed(tmp_path: Path
     _, lines = run(plan_of(tmp_path, "honest"))
     assert {line.verdict for line in lines.values()} == {Verdict.PASS}
     assert lines["relations"].numbers["relations_held"] >= 18
+    assert lines["relations"].facts["token_permutation"] == "held"
+    assert lines["relations"].facts["shifted_logits"] == "not tried: says nothing of fused_experts"
     assert lines["determinism"].numbers == {"deterministic_observed": 1.0}
     assert lines["nan_token"].numbers == {"nan_isolation_observed": 1.0}
     assert lines["padding_rows"].numbers == {"padding_independence_observed": 1.0}
