@@ -41,6 +41,7 @@ class StoredFactor(FactorError):
         return self.variance * np.square(along), np.abs(along) * self.step
 
 
+@np.errstate(divide="ignore", invalid="ignore", over="ignore")
 def estimate(
     *,
     router_logits: AnyArray,
@@ -86,16 +87,32 @@ def estimate(
     if steps == "fp32":
         w = w._replace(dense=w.dense + common[:, None] * np.square(w.value))
         sources.append(FactorError(rows=np.arange(len(score)), variance=common, along=np.ones(score.shape)))
-    # so far relative to the weights
-    sources = [replace(source, along=source.along * w.value[source.rows]) for source in sources]
+    sources = [_absolute(source, w.value) for source in sources]
     if kept == "fp32" and stores.topk_weights != "fp32":
-        return Errors(stored(w, stores.topk_weights))  # flips of the last store alone, which are independent
+        return Errors(_known(stored(w, stores.topk_weights)))  # flips of the last store alone are independent
     if stores.topk_weights != "fp32" and (steps == "fp32" or not exact_in(steps, stores.topk_weights)):
         w = stored(w, stores.topk_weights)
     shared = np.zeros(score.shape)
     for source in sources:
         np.add.at(shared, source.rows, np.square(source.along) * source.variance[:, None])
-    return Errors(w, shared, tuple(sources))
+    return Errors(_known(w), shared, tuple(sources))
+
+
+def _absolute(source: FactorError, weights: Float64) -> FactorError:
+    """A source whose `along` is relative to the weights; where that is undefined it adds nothing."""
+    along = source.along * weights[source.rows]
+    return replace(source, along=np.nan_to_num(along, posinf=0.0, neginf=0.0), variance=_finite(source.variance))
+
+
+def _known(w: Estimate) -> Estimate:
+    """NaN, and no error, where a contract gives no weight: its scores are all rounded to 0."""
+    known = np.isfinite(w.value) & np.isfinite(w.variance)
+    parts = (None if part is None else np.where(known, part, 0.0) for part in w)
+    return Estimate(*parts)._replace(value=np.where(known, w.value, np.nan))  # type: ignore[arg-type]  # as in w
+
+
+def _finite(values: Float64) -> Float64:
+    return np.where(np.isfinite(values), values, 0.0)
 
 
 def has_scores(spec: RoutingSpec) -> bool:

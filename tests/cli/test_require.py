@@ -25,7 +25,8 @@ def rounds(permuted, topk_weights, inv_permuted_idx):
 
 @moecheck.kernel("topk_routing", backend="torch", numerics=moecheck.Numerics(topk_weights="input"))
 def low(router_logits, spec):
-    return topk_routing(router_logits=router_logits, spec=spec)
+    weights, ids = topk_routing(router_logits=router_logits, spec=spec)
+    return weights.to(router_logits.dtype).float(), ids
 
 @moecheck.kernel("topk_routing", backend="torch")
 def plain(router_logits, spec):
