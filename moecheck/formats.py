@@ -64,9 +64,8 @@ def ulp(values: Float64, name: str) -> Float64:
     fmt = FORMATS[name]
     # A float64 whose significand bits are cleared is 2^floor(log2|v|): five times as fast as frexp and ldexp.
     power = (np.asarray(values, dtype=np.float64).view(np.uint64) & _EXPONENT_BITS).view(np.float64)
-    # maximum and minimum are faster than np.clip
-    step: Float64 = np.minimum(np.maximum(power, 2.0**fmt.min_exponent), _LARGEST_POWER) * 2.0 ** (1 - fmt.precision)
-    return step
+    step: Float64 = np.maximum(power, 2.0**fmt.min_exponent)  # maximum and minimum are faster than np.clip
+    return np.minimum(step, _LARGEST_POWER) * 2.0 ** (1 - fmt.precision)
 
 
 def round_to(values: Float64, name: str) -> Float64:

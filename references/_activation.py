@@ -10,7 +10,7 @@ from moecheck.formats import Float64, ulp
 from moecheck.spec import ExpertSpec
 
 from ._erf import erfc
-from ._stores import Estimate, product, rounded, stored
+from ._stores import KEPT, Estimate, product, rounded, stored
 
 _SQRT_2_OVER_PI = float(np.sqrt(2.0 / np.pi))
 _CUBIC = 0.044715
@@ -50,8 +50,11 @@ class Terms(NamedTuple):
     evaluation: Float64
 
 
-def activation_terms(g: Float64, spec: ExpertSpec) -> Terms:
+def activation_terms(g: Float64, spec: ExpertSpec, *, averaged: bool = False) -> Terms:
     """Value, derivative d act / dg and evaluation variance, elementwise in float64.
+
+    averaged: an fp32 ulp squared is taken as its average over significands, which is good enough where sums or coarser
+    stores follow.
 
     Evaluation variance. relu2: one product. Others: the function's own error (2 fp32 ulps at most), its argument
     rounded to fp32, and two factors more, each rounded. The two gelu's function is q in g (1 + q) / 2, where 1 + q
@@ -59,11 +62,12 @@ def activation_terms(g: Float64, spec: ExpertSpec) -> Terms:
     Stegun, formula 7.1.26).
     """
     value, slope = _value_and_derivative(g, spec)
-    last_place = ulp(value, "fp32")
-    rounding = np.square(last_place) / 12.0
+    squared = _average_square if averaged else _exact_square
+    last_place = squared(value)
+    rounding = last_place / 12.0
     if spec.activation == "relu2":
         return Terms(value, slope, rounding)
-    argument = np.square(slope * ulp(g, "fp32")) / 12.0
+    argument = np.square(slope) * squared(g) / 12.0
     if spec.activation == "gelu":
         function = np.square(g * (0.5 * _FUNCTION_ULPS * float(ulp(np.ones(1), "fp32")[0])))
     elif spec.activation == "gelu_tanh":
@@ -72,14 +76,16 @@ def activation_terms(g: Float64, spec: ExpertSpec) -> Terms:
         function = np.square(0.5 * g * _FUNCTION_ULPS * ulp(q, "fp32"))
     else:
         # A sigmoid below the smallest normal fp32 number, or one whose exp(-g) overflows, may come out as 0.
-        function = np.square(_FUNCTION_ULPS * last_place) + np.square(g * _SMALLEST_NORMAL)
+        function = last_place * _FUNCTION_ULPS**2 + np.square(g * _SMALLEST_NORMAL)
     return Terms(value, slope, function + argument + 2.0 * rounding)
 
 
-def activation_estimate(g: Estimate, spec: ExpertSpec, *, sigmoid_format: str = "fp32") -> Estimate:
-    """The estimate of act(g); sigmoid_format: as Numerics.sigmoid."""
+def activation_estimate(
+    g: Estimate, spec: ExpertSpec, *, sigmoid_format: str = "fp32", averaged: bool = False
+) -> Estimate:
+    """The estimate of act(g); sigmoid_format: as Numerics.sigmoid. averaged: as in activation_terms."""
     if sigmoid_format == "fp32" or spec.activation != "silu":
-        terms = activation_terms(g.value, spec)
+        terms = activation_terms(g.value, spec, averaged=averaged)
         scaled = g.scaled(terms.derivative)
         return scaled._replace(value=terms.value, dense=scaled.dense + terms.evaluation)
     argument = g if spec.swiglu_alpha == 1.0 else stored(g.scaled(spec.swiglu_alpha), sigmoid_format)
@@ -89,6 +95,16 @@ def activation_estimate(g: Estimate, spec: ExpertSpec, *, sigmoid_format: str = 
     evaluation = np.square(_FUNCTION_ULPS * ulp(s, "fp32")) + np.square(_SMALLEST_NORMAL)
     gate = gate._replace(value=s, dense=gate.dense + evaluation)
     return product(g, stored(gate, sigmoid_format))
+
+
+def _exact_square(values: Float64) -> Float64:
+    """ulp^2 in fp32."""
+    return np.square(ulp(values, "fp32"))
+
+
+def _average_square(values: Float64) -> Float64:
+    """The average of ulp^2 over numbers of this size, evenly spread on a log scale."""
+    return (12.0 * KEPT) * np.square(values)
 
 
 def _value_and_derivative(g: Float64, spec: ExpertSpec) -> tuple[Float64, Float64]:

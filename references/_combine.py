@@ -10,7 +10,7 @@ import numpy as np
 from moecheck.formats import AnyArray, Float64
 from moecheck.numerics import Numerics
 
-from ._stores import Estimate, exact_in, rounded, stored
+from ._stores import KEPT, Estimate, exact_in, rounded, stored
 
 
 class Summands(NamedTuple):
@@ -22,12 +22,12 @@ class Summands(NamedTuple):
 
 
 class EstimatedSummands(NamedTuple):
-    """As Summands, with an estimate of [n, H] and the part of its variance that is shared along a row (see Errors)."""
+    """As Summands, with an estimate of [n, H], and the part of its variance that a row shares (see Errors), or None."""
 
     tokens: AnyArray
     slots: AnyArray
     estimate: Estimate
-    shared: Float64
+    shared: Float64 | None
 
 
 def combine(summands: Iterable[Summands], shape: tuple[int, ...], stores: Numerics) -> Float64:
@@ -60,10 +60,16 @@ def combine_estimates(
     for tokens, slots, estimate, common in summands if not _by_slot(stores) else _estimate_slots(summands):
         for rows in _each_token_once(tokens, slots):
             t = tokens[rows]
-            shared[t] += common[rows]
-            for part, added in zip(parts, estimate, strict=False):
-                if added is not None:
-                    part[t] += added[rows]
+            if common is not None:
+                shared[t] += common[rows]
+            if partial == "fp32":  # the usual case, in fewer steps
+                added = [None if part is None else part[rows] for part in estimate]
+                _add_in_fp32(parts, t, Estimate(*added), started[t] if first_is_exact else None)  # type: ignore[arg-type]  # as in estimate
+                started[t] = True
+                continue
+            for part, more in zip(parts, estimate, strict=False):
+                if more is not None:
+                    part[t] += more[rows]
             rounding = t[started[t]] if first_is_exact else t
             started[t] = True
             if len(rounding):
@@ -78,6 +84,19 @@ def combine_estimates(
         if errors is not None:
             errors[~started] = 0.0  # exactly 0 in every kernel
     return total, shared
+
+
+def _add_in_fp32(parts: list[Float64], t: AnyArray, added: Estimate, rounds: AnyArray | None) -> None:
+    """Add to the rows t of parts, in fp32. rounds: [n] bool, the rows whose sum is rounded, None for all."""
+    value = parts[0][t] + added.value
+    parts[0][t] = value
+    rounding = KEPT * np.square(value)
+    if rounds is not None:
+        rounding *= rounds[:, None]
+    parts[1][t] += added.dense + rounding
+    for part, more in zip(parts[2:], added[2:], strict=False):
+        if more is not None:
+            part[t] += more
 
 
 def _partial_format(stores: Numerics) -> str:
@@ -114,4 +133,6 @@ def _estimate_slots(summands: Iterable[EstimatedSummands]) -> Iterator[Estimated
             rows = np.flatnonzero(item.slots == slot)
             if len(rows):
                 picked = Estimate(*(None if part is None else part[rows] for part in item.estimate))  # type: ignore[arg-type]  # as in item
-                yield EstimatedSummands(item.tokens[rows], item.slots[rows], picked, item.shared[rows])
+                yield EstimatedSummands(
+                    item.tokens[rows], item.slots[rows], picked, None if item.shared is None else item.shared[rows]
+                )

@@ -76,11 +76,13 @@ class Errors:
     """The estimate of an output [rows, columns], and which part of its variance the columns of a row share.
 
     shared: [rows, columns], the part of the variance that `sources` explain; None where all errors are independent.
+    rows: whether `sources` are known, so that sums along a row can be asked about.
     """
 
     estimate: Estimate
     shared: Float64 | None = None
     sources: tuple[SharedError | FactorError, ...] = ()
+    rows: bool = True
 
     @property
     def value(self) -> Float64:
@@ -104,6 +106,8 @@ class Errors:
 
         The part of each element's variance that no source explains is independent of all others.
         """
+        if not self.rows:
+            raise ValueError("the errors were estimated without what rows share.")
         flip = np.zeros(len(c))
         variance = self.estimate.variance
         independent = variance if self.shared is None else np.maximum(variance - self.shared, 0.0)

@@ -12,7 +12,7 @@ from moecheck.numerics import Numerics
 from moecheck.spec import ExpertSpec
 
 from ._quantize import quantized, requantized
-from ._stores import Estimate, biased, linear, linear_estimate, rounded, stored
+from ._stores import Estimate, biased, linear, linear_estimate, rounded, stored_or_kept
 from .act_and_mul import activated, activated_estimate, factors, split
 
 
@@ -50,19 +50,20 @@ def expert_output(x: Float64, weights: Weights, spec: ExpertSpec, stores: Numeri
 
 class EstimatedOutput(NamedTuple):
     """z of some rows, [n, H]. v_h, step: [n, I] fp32, variance of h and what a flip of its store moves it by. shared:
-    [n, H], the part of V_z that comes from h.
+    [n, H], the part of V_z that comes from h. The three are None where rows are not asked for.
     """
 
     z: Estimate
-    v_h: AnyArray
-    step: AnyArray
-    shared: Float64
+    v_h: AnyArray | None
+    step: AnyArray | None
+    shared: Float64 | None
 
 
 def expert_estimate(
-    x: Estimate, weights: Weights, spec: ExpertSpec, stores: Numerics, *, exact_input: bool = True
+    x: Estimate, weights: Weights, spec: ExpertSpec, stores: Numerics, *, exact_input: bool = True, rows: bool = True
 ) -> EstimatedOutput:
-    """The estimate of z. x: estimate of [n, H]. exact_input: x has no error.
+    """The estimate of z. x: estimate of [n, H]. exact_input: x has no error. rows: whether it is wanted what the
+    columns of a row share.
 
     V_g,u = V(x W13^T) + stores; V_h as in act_and_mul; V_z = V(h W2^T) + stores, where V(x W^T) has the inputs' errors
     and the fp32 accumulation. Errors of different columns of h are taken as independent; each is shared by all of z.
@@ -72,20 +73,25 @@ def expert_estimate(
         # a quantised exact input still is one for every kernel, though not for the true value
         exact_input = exact_input and x.rare is not None
         x, _ = requantized(x, stores.a1_quant)
-    y = linear_estimate(x, weights.w13, exact_input=exact_input, accumulate=accumulate)
+    low = stores.gate_up != "fp32"
+    y = linear_estimate(x, weights.w13, exact_input=exact_input, stored_low=low, accumulate=accumulate)
     gate_up = biased(y, weights.b13, before)
-    h = activated_estimate(stored(gate_up, stores.gate_up), spec, stores)
-    step = np.zeros((1, 1)) if stores.act_times_up == "fp32" else ulp(h.value, stores.act_times_up)
+    h = activated_estimate(stored_or_kept(gate_up, stores.gate_up), spec, stores, averaged=True)
+    step = np.zeros((1, 1))
     if stores.a2_quant is not None:
         h, step = requantized(h, stores.a2_quant)
+    elif rows and x.rare is not None and stores.act_times_up != "fp32":
+        step = ulp(h.value, stores.act_times_up)
     z = linear_estimate(h, weights.w2, accumulate=accumulate)
+    if not rows:
+        return EstimatedOutput(stored_or_kept(biased(z, weights.b2, before), stores.per_expert), None, None, None)
     # What accumulation adds to V_z, which columns do not share: its mean over a row of h and a row of w2.
     width = max(h.value.shape[1], 1)
     bridge, _ = ACCUMULATORS[accumulate].variance_factors(width)
     squares = np.einsum("hi,hi->h", weights.w2, weights.w2) * (bridge / width)
     own = np.einsum("ni,ni->n", h.value, h.value)[:, None] * squares
     shared = np.maximum(z.variance - own, 0.0)
-    z = stored(biased(z, weights.b2, before), stores.per_expert)
+    z = stored_or_kept(biased(z, weights.b2, before), stores.per_expert)
     return EstimatedOutput(z, h.variance.astype(np.float32), step.astype(np.float32), shared)
 
 

@@ -28,8 +28,9 @@ from moecheck.numerics import INPUT, STORES, Numerics
 
 NORMAL_SIZE = float(np.sqrt(2.0 / np.pi))  # E|d| of a standard normal d
 COLUMNS = 256  # rows of W squared at a time: bounds the extra memory
-SQUARES_FIT = (1e-6, 1e12)  # a matrix whose largest element lies between has squares that fp32 holds
-SMALLEST_SHARE = 1e-30  # of the largest element of a row, that fp32 keeps through a product
+SQUARES_FIT = (1e-6, 1e4)  # a matrix whose largest element lies between has squares and products that fp32 holds
+LARGEST_ROW = 2.0**70  # scale of what is multiplied with such squares
+KEPT = 0.18 * 2.0**-48  # of v^2, mean variance of an fp32 rounding
 EXACT = Numerics(out="fp32")  # every value kept: the mathematics itself
 
 
@@ -99,6 +100,19 @@ def stored(estimate: Estimate, name: str) -> Estimate:
     return flipped(estimate, step)._replace(value=rounded(value, name))
 
 
+def kept(estimate: Estimate) -> Estimate:
+    """The estimate of a number that stays in fp32: ulp^2/12 is 0.18 u32^2 v^2 on average over significands.
+
+    Good for one of many numbers that are added up; an output is `stored`, with its exact ulp.
+    """
+    return estimate._replace(dense=estimate.dense + KEPT * np.square(estimate.value))
+
+
+def stored_or_kept(estimate: Estimate, name: str) -> Estimate:
+    """The estimate after a store in format `name` of a number that others are added to later."""
+    return kept(estimate) if name == "fp32" else stored(estimate, name)
+
+
 def flipped(estimate: Estimate, step: Float64) -> Estimate:
     """The deviation of a value that both sides round to multiples of `step`, q: |d| q below q / 2, else V + q^2/6."""
     value, dense, rare, _ = estimate
@@ -136,11 +150,14 @@ def linear(x: Float64, w: Float64, bias: Float64 | None = None, *, before_bias: 
     return y if bias is None else rounded(y, before_bias) + bias
 
 
-def linear_estimate(x: Estimate, w: Float64, *, exact_input: bool = False, accumulate: str = "fp32-rn") -> Estimate:
+def linear_estimate(
+    x: Estimate, w: Float64, *, exact_input: bool = False, stored_low: bool = False, accumulate: str = "fp32-rn"
+) -> Estimate:
     """Estimate of y = x W^T: V_dense = (V_x + b u32^2 K x^2) . (W^2)^T + d u32^2 K y^2, b = 0.03, d = 0.06.
 
     x: estimate [n, K]. w: [N, K]. exact_input: x has no error. accumulate: the profile of the sums, which says what
-    b u32^2 K and d u32^2 K are; those of fp32 are given here. Returns [n, N].
+    b u32^2 K and d u32^2 K are; those of fp32 are given here. stored_low: y is about to be rounded so much more
+    coarsely that x^2 . W^2 may be taken as the mean over its terms, which saves the product. Returns [n, N].
     Source: K fp32 roundings of partial sums S_j. Given its end y, a random walk has mean j/K y and the variance of a
     bridge, so sum S_j^2 = K (y^2 / 3 + x^2 . w^2 / 6). A rounding has the variance ulp(S)^2 / 12 = 0.18 u32^2 S^2 over
     evenly spread significands.
@@ -148,10 +165,14 @@ def linear_estimate(x: Estimate, w: Float64, *, exact_input: bool = False, accum
     """
     y = linear(x.value, w)
     bridge, drifting = ACCUMULATORS[accumulate].variance_factors(x.value.shape[1])
+    drift = np.square(y) * drifting
+    if exact_input and stored_low:
+        of_rows = np.einsum("nk,nk->n", x.value, x.value)[:, None] * (bridge / max(w.shape[1], 1))
+        dense = of_rows * np.einsum("nk,nk->n", w, w) + drift
+        return Estimate(y, dense) if x.rare is None else Estimate(y, dense, np.zeros(y.shape), np.zeros(y.shape))
     each = np.square(x.value) * bridge
     if not exact_input:
         each += x.dense
-    drift = np.square(y) * drifting
     if x.rare is None or x.size is None:
         return Estimate(y, _times(each, w, np.square) + drift)
     dense = _times(each, w, np.square) + drift
@@ -173,21 +194,22 @@ def biased(y: Estimate, bias: Float64 | None, before_bias: str) -> Estimate:
 def _times(each: Float64, w: Float64, part_of: Callable[..., AnyArray]) -> Float64:
     """The product each . part_of(W)^T of non-negative numbers, [n, N] float64, to the precision of fp32.
 
-    part_of: np.square or np.abs. Computed in fp32, which is enough for a variance and twice as fast; rows are scaled to
-    1 first, and w too where its square could leave fp32, so that nothing that matters underflows.
+    part_of: np.square or np.abs. Computed in fp32, which is enough for a variance and twice as fast, scaled so that
+    nothing that matters leaves its range; in float64 where something would.
     """
-    largest = np.max(each, axis=1, keepdims=True, initial=0.0)
-    # Dividing by infinity would give 0, and hide that nothing can be said.
-    row_scale = np.where((largest > 0.0) & (largest < np.inf), largest, 1.0)
-    scaled = each / row_scale
-    if np.min(scaled, where=scaled > 0.0, initial=1.0) < SMALLEST_SHARE:  # it may be all that one output consists of
-        return (scaled @ part_of(w).T) * row_scale
-    rows: npt.NDArray[np.float32] = scaled.astype(np.float32)
-    size = max(float(w.max(initial=0.0)), -float(w.min(initial=0.0)))
-    w_scale = size if not SQUARES_FIT[0] < size < SQUARES_FIT[1] and size > 0.0 else 1.0
+    largest = float(each.max(initial=0.0))
+    if not 0.0 < largest < np.inf:
+        return each @ part_of(w).T
+    scale = LARGEST_ROW / largest
+    rows: npt.NDArray[np.float32] = (each * scale).astype(np.float32)
+    if np.count_nonzero(rows) != np.count_nonzero(each):  # a tiny term may be all that one output consists of
+        return each @ part_of(w).T
     out = np.empty((len(each), len(w)), np.float32)
     for start in range(0, len(w), COLUMNS):
-        part = w[start : start + COLUMNS]
-        part = (part if w_scale == 1.0 else part / w_scale).astype(np.float32)
+        part = w[start : start + COLUMNS].astype(np.float32)
+        size = max(float(part.max(initial=0.0)), -float(part.min(initial=0.0)))
+        if not (SQUARES_FIT[0] < size < SQUARES_FIT[1] or size == 0.0):
+            return each @ part_of(w).T
         np.matmul(rows, part_of(part, out=part).T, out=out[:, start : start + COLUMNS])
-    return out * (row_scale * float(part_of(np.float64(w_scale))))
+    product_of: Float64 = out.astype(np.float64) / scale
+    return product_of

@@ -12,7 +12,7 @@ from moecheck.spec import ExpertSpec
 
 from ._activation import activation, activation_estimate, activation_terms
 from ._errors import Errors
-from ._stores import EXACT, Estimate, contract, decode, exact_in, exactly, product, rounded, stored
+from ._stores import EXACT, Estimate, contract, decode, exact_in, exactly, product, rounded, stored, stored_or_kept
 
 
 def act_and_mul(
@@ -66,8 +66,8 @@ def activated(x: Float64, spec: ExpertSpec, stores: Numerics) -> Float64:
     return rounded(a, stores.act_times_up)
 
 
-def activated_estimate(x: Estimate, spec: ExpertSpec, stores: Numerics) -> Estimate:
-    """The estimate of h. x: estimate of [R, 2I] or [R, I]. Returns [R, I].
+def activated_estimate(x: Estimate, spec: ExpertSpec, stores: Numerics, *, averaged: bool = False) -> Estimate:
+    """The estimate of h. x: estimate of [R, 2I] or [R, I]. Returns [R, I]. averaged: as in activation_terms.
 
     V_h = (a' m)^2 V_g + (a m')^2 V_u + m^2 (V_eval + stores of a) + a^2 V_m + store of h. Where a clamp acts, the
     derivative is 0 and the clamped value is exact.
@@ -75,7 +75,7 @@ def activated_estimate(x: Estimate, spec: ExpertSpec, stores: Numerics) -> Estim
     gate, up = _split_estimate(x, spec)
     if spec.swiglu_limit is not None and spec.limit_position == "before":
         gate = _clamped(gate, _gate(gate.value, spec))
-    a = activation_estimate(gate, spec, sigmoid_format=stores.sigmoid)
+    a = activation_estimate(gate, spec, sigmoid_format=stores.sigmoid, averaged=averaged)
     if stores.act != "fp32":
         a = stored(a, stores.act)
     if spec.swiglu_limit is not None and spec.limit_position == "after":
@@ -87,7 +87,8 @@ def activated_estimate(x: Estimate, spec: ExpertSpec, stores: Numerics) -> Estim
         m = _clamped(up, np.clip(up.value, -spec.swiglu_limit, spec.swiglu_limit))
     if spec.swiglu_beta != 0.0:
         m = stored(m._replace(value=m.value + spec.swiglu_beta), stores.up)
-    return stored(product(a, m), stores.act_times_up)
+    h = product(a, m)
+    return stored_or_kept(h, stores.act_times_up) if averaged else stored(h, stores.act_times_up)
 
 
 def _split_estimate(x: Estimate, spec: ExpertSpec) -> tuple[Estimate, Estimate | None]:

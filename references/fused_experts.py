@@ -16,7 +16,7 @@ from ._combine import EstimatedSummands, Summands, combine, combine_estimates
 from ._errors import Errors, FactorError, SharedError
 from ._expert import EstimatedOutput, ExpertArrays, Weights, expert_estimate, expert_output, expert_slope
 from ._experts_of_slots import rows_of_experts
-from ._stores import EXACT, Estimate, contract, decode, exactly, product, rounded, stored
+from ._stores import EXACT, Estimate, contract, decode, exactly, product, rounded, stored, stored_or_kept
 from ._variants import Noise, expert_variants, finished_sum
 
 ROWS = 256  # rows of one expert computed at a time: bounds the extra memory
@@ -83,10 +83,12 @@ def estimate(
     numerics: Numerics | None = None,
     dtype: str | None = None,
     flips: bool = False,
+    rows: bool = True,
     weights: Estimate | None = None,
 ) -> Errors:
     """Value and error of a kernel's y. flips: about the reference rounded as in `numerics`, not about the true y.
 
+    rows: whether sums along a row will be asked of the result, which costs a quarter more.
     V_y = sum_s (w^2 V_z + z^2 V_w) + a store of each w z, of each partial sum, and of y. V_w: of weights stored low, or
     that of `weights`, an estimate [T, k] where the kernel computes them itself. weight_on_input: V_y = sum_s V_z +
     (dz/dw)^2 V_w. numerics: None for all kept in fp32 but the output. Other arguments as above.
@@ -106,10 +108,11 @@ def estimate(
             for block in _blocks(len(tokens)):
                 t, s = tokens[block], slots[block]
                 w = Estimate(*(None if field is None else field[t, s][:, None] for field in scale))  # type: ignore[arg-type]  # as in scale
-                y, along = weighted(exactly(x[t], flips=flips), w, arrays, spec, stores)
+                y, along = weighted(exactly(x[t], flips=flips), w, arrays, spec, stores, rows=rows)
                 factor = np.ones(len(t)) if spec.weight_on_input else w.value[:, 0]
                 matrix = partial(_decoded, w2, expert)
-                sources.append(SharedError(rows=t, scale=factor, variance=y.v_h, step=y.step, matrix=matrix))
+                if y.v_h is not None and y.step is not None:
+                    sources.append(SharedError(rows=t, scale=factor, variance=y.v_h, step=y.step, matrix=matrix))
                 if along is not None:
                     step = ulp(w.value[:, 0], stores.topk_weights)
                     sources.append(FactorError(rows=t, variance=w.variance[:, 0], along=along, step=step))
@@ -117,7 +120,7 @@ def estimate(
 
     terms = stores.per_expert if spec.weight_on_input else stores.weighted
     y, shared = combine_estimates(summands(), x.shape, stores, terms, flips=flips)
-    return Errors(y, shared, tuple(sources))
+    return Errors(y, shared, tuple(sources), rows=rows)
 
 
 def variants(
@@ -175,31 +178,33 @@ def weights_of(
 
 
 def _weighted_after(
-    x: Estimate, w: Estimate, weights: Weights, spec: ExpertSpec, stores: Numerics
+    x: Estimate, w: Estimate, weights: Weights, spec: ExpertSpec, stores: Numerics, *, rows: bool
 ) -> tuple[EstimatedOutput, AnyArray | None]:
-    """W E(x), and its derivative by w where w has an error."""
-    z, v_h, step, shared = expert_estimate(x, weights, spec, stores)
-    uncertain = bool(np.any(w.variance > 0.0))
-    shared = shared * np.square(w.value)
-    if uncertain:
-        shared += np.square(z.value) * w.variance
-    y = stored(product(z, w), stores.weighted)
-    return EstimatedOutput(y, v_h, step, shared), z.value.astype(np.float32) if uncertain else None
+    """The estimate of w E(x), and its derivative by w where w has an error."""
+    z, v_h, step, shared = expert_estimate(x, weights, spec, stores, rows=rows)
+    if not np.any(w.variance > 0.0):
+        y = stored_or_kept(z.scaled(w.value), stores.weighted)
+        return EstimatedOutput(y, v_h, step, None if shared is None else shared * np.square(w.value)), None
+    if shared is not None:
+        shared = shared * np.square(w.value) + np.square(z.value) * w.variance
+    y = stored_or_kept(product(z, w), stores.weighted)
+    return EstimatedOutput(y, v_h, step, shared), z.value.astype(np.float32) if rows else None
 
 
 def _weighted_before(
-    x: Estimate, w: Estimate, weights: Weights, spec: ExpertSpec, stores: Numerics
+    x: Estimate, w: Estimate, weights: Weights, spec: ExpertSpec, stores: Numerics, *, rows: bool
 ) -> tuple[EstimatedOutput, AnyArray | None]:
-    """E(w x), and its derivative by w where w has an error, which is shared by the whole row unlike that of w x."""
+    """The estimate of E(w x), and its derivative by w where w has an error: a whole row shares that one."""
     exact = w._replace(dense=np.zeros(w.value.shape))
-    y, v_h, step, shared = expert_estimate(
-        stored(product(x, exact), stores.weighted), weights, spec, stores, exact_input=False
-    )
+    scaled = stored(product(x, exact), stores.weighted)
+    y, v_h, step, shared = expert_estimate(scaled, weights, spec, stores, exact_input=False, rows=rows)
     if not np.any(w.variance > 0.0):
         return EstimatedOutput(y, v_h, step, shared), None
     along = expert_slope(w.value * x.value, x.value, weights, spec)
     by_weight = np.square(along) * w.variance
     y = y._replace(dense=y.dense + by_weight)
+    if shared is None:
+        return EstimatedOutput(y, v_h, step, None), None
     return EstimatedOutput(y, v_h, step, shared + by_weight), along.astype(np.float32)
 
 

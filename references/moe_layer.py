@@ -212,9 +212,11 @@ def estimate(
     numerics: Numerics | None = None,
     dtype: str | None = None,
     flips: bool = False,
+    rows: bool = True,
 ) -> Errors:
     """Value and error of a kernel's y, for the reference's ids. flips: about the reference rounded as in `numerics`.
 
+    rows: as in fused_experts.estimate.
     V_y = r^2 V_routed + V_shared + the stores above. Routing weights that the kernel computes are off by ROUTING_ULPS
     fp32 ulps, + one rounding if `scores` are stored low; so are those given as `topk`, which stand for a choice of the
     kernel's own. Other arguments as above.
@@ -240,6 +242,7 @@ def estimate(
         w2_bias=w2_bias,
         numerics=stores,
         flips=flips,
+        rows=rows,
         weights=computed,
     )
     y, shared, sources = routed.estimate, routed.shared, list(routed.sources)
@@ -248,19 +251,18 @@ def estimate(
         kept = _identity_estimate(computed, ids, num_experts, spec.routing)
         identity = product(x, kept)
         shared = shared + np.square(x.value) * kept.variance
-        rows = np.arange(len(ids))
-        sources.append(FactorError(rows=rows, variance=kept.variance[:, 0], along=x.value))
+        sources.append(FactorError(rows=np.arange(len(ids)), variance=kept.variance[:, 0], along=x.value))
         y = stored(total(y, stored(identity, stores.out)), stores.out)
     factor = _output_factor(spec.routing)
     if factor != 1.0:
         y, shared = stored(y.scaled(factor), stores.out), shared * factor**2
         sources = [source.scaled(factor) for source in sources]
     if spec.shared_experts == "none":
-        return Errors(y, shared, tuple(sources))
+        return Errors(y, shared, tuple(sources), rows=rows)
     extra = _shared_experts(x, shared_w13, shared_w2, shared_gate, spec, stores)
     assert extra.shared is not None
     y = stored(total(y, extra.estimate), stores.out)
-    return Errors(y, shared + extra.shared, (*sources, *extra.sources))
+    return Errors(y, shared + extra.shared, (*sources, *extra.sources), rows=rows)
 
 
 def _shared_experts(
@@ -274,6 +276,7 @@ def _shared_experts(
     """The shared experts' sum, gated where the spec says so, stored at `out`."""
     weights = _shared_weights(shared_w13, shared_w2)
     z, v_h, step, shared = expert_estimate(x, weights, spec.experts, stores)
+    assert v_h is not None and step is not None and shared is not None  # noqa: PT018  # all three or none
     rows, scale = np.arange(len(v_h)), np.ones(len(v_h))
     sources = list[SharedError | FactorError]()
     last = stores.per_expert

@@ -42,10 +42,10 @@ def main() -> None:
             for case in cases:
                 inputs, numerics = case.inputs(), FLOOR.resolve(case.dtype)
                 call = partial(call_reference, case=case, inputs=inputs)
-                rounded = partial(call, module.estimate, numerics=numerics, dtype=case.dtype)
+                estimate = partial(call, module.estimate, numerics=numerics, dtype=case.dtype)
                 sums[0] += _seconds(partial(call, getattr(module, op)))
-                sums[1] += _seconds(rounded)
-                sums[2] += _seconds(partial(rounded, flips=True))
+                sums[1] += _seconds(partial(estimate, rows=False))
+                sums[2] += _seconds(partial(estimate, flips=True))
             _print(op, len(cases), sums)
             total = [t + s for t, s in zip(total, sums, strict=True)]
     _print("all", 0, total)

@@ -3,7 +3,8 @@
     python tools/measure_detection.py --seeds 20
 
 The kernel is torch/index_add with its routing weights multiplied by the factor, judged on the plain cases of the
-default profile with each seed; a seed counts as caught when any case fails. "declared": under the kernel's own contract.
+default profile with each seed; a seed counts as caught when any case fails. "declared": under the kernel's own
+contract.
 "unknown": as a kernel whose rounding points are not known.
 """
 
