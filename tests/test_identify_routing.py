@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from moecheck.kernel import Declaration
 from moecheck.kernels.torch.routing import topk_routing
 from moecheck.numerics import INPUT, Numerics
 from moecheck.oracle import Oracle
+from moecheck.runner.contract import contract_of
+from moecheck.runner.worker import Outcome
 from moecheck.spec import MoESpec, RoutingSpec
 from tests.checks.test_routing_weights import FP32, LOW, LOW_SCORES, LOW_WEIGHTS, SIGMOID, case_of, router
 
@@ -105,6 +108,16 @@ def _reversed(weights: AnyArray, ids: AnyArray) -> None:
 
 def _another(weights: AnyArray, ids: AnyArray) -> None:
     ids[5] = [e for e in range(16) if e not in ids[5]][: ids.shape[1]]
+
+
+def test_the_runner_sees_a_hidden_contract_before_any_case() -> None:
+    declaration = replace(DECLARATION, numerics=None)
+    contract = contract_of(declaration, lambda case: Outcome(outputs=outputs(case, LOW_WEIGHTS)), ORACLE)
+
+    assert contract.numerics is not None
+    assert contract.numerics.topk_weights == INPUT
+    assert contract.judgement is not None
+    assert contract.judgement.verdict is Verdict.FAIL
 
 
 @pytest.mark.parametrize("change", [_reversed, _another])
