@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -95,3 +96,16 @@ class Judgement:
     numbers: dict[str, float] = field(default_factory=dict)
     where: dict[str, int] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
+
+
+def verdict_of(judgements: Iterable[Judgement]) -> Verdict:
+    """The verdict of one run: its worst failure, else whatever is no pass; INCONCLUSIVE where nothing was judged."""
+    verdicts = [judgement.verdict for judgement in judgements]
+    failing = [verdict for verdict in verdicts if verdict in FAILURES]
+    if failing:
+        return worst(failing)
+    # A vacuous or undecided run is no pass, whatever its other checks say.
+    for verdict in (Verdict.SKIP, Verdict.VACUOUS, Verdict.INCONCLUSIVE):
+        if verdict in verdicts:
+            return verdict
+    return Verdict.PASS if verdicts else Verdict.INCONCLUSIVE

@@ -13,7 +13,7 @@ from typing import Protocol
 from threadpoolctl import threadpool_limits
 
 from moecheck.cases import Case
-from moecheck.checks.finding import FAILURES, Finding, Judgement, Verdict, worst
+from moecheck.checks.finding import FAILURES, Finding, Judgement, Verdict, verdict_of
 from moecheck.checks.judge import Judged, Limits, judge
 from moecheck.identify import Identified
 from moecheck.oracle import Oracle
@@ -216,7 +216,7 @@ class _KernelLoop:
 
     def _finish(self, case: Case, outcome: Outcome) -> Verdict:
         judged = self._judge(case, outcome, self.relating.names(case))
-        verdict = _verdict(judged)
+        verdict = verdict_of(judged.judgements)
         findings = _findings(self.run.plan, case, judged, verdict, outcome.seconds)
         self.sink(self.run.plan, findings)
         self.reported[case] = findings
@@ -247,7 +247,7 @@ class _KernelLoop:
             names = ", ".join(outcome.modified)
             message = f"It changed its input {names}."
             more.append(Judgement(check="unmodified", verdict=Verdict.PROVEN_WRONG, message=message))
-        if _verdict(judged) is Verdict.PASS and not outcome.modified:
+        if verdict_of(judged.judgements) is Verdict.PASS and not outcome.modified:
             more += self.relating.judge(case, relations, outcome.outputs, contract.numerics)
         return Judged(judgements=(*judged.judgements, *more), out=judged.out, values=judged.values)
 
@@ -277,7 +277,7 @@ class _KernelLoop:
         shrinkable = [
             (case, wrong)
             for case, judged in self.failed
-            if _verdict(judged) in WRONG
+            if verdict_of(judged.judgements) in WRONG
             and (wrong := {j.check for j in judged.judgements if j.verdict in WRONG} - {"numerics"})
         ]
         if not shrinkable:
@@ -288,14 +288,14 @@ class _KernelLoop:
         def fails(case: Case) -> bool:
             if lacking(self.run.plan.declaration, case) is not None:
                 return False
-            return _verdict(self._judge(case, self._outcome(self._submit(case)), relations)) in WRONG
+            return verdict_of(self._judge(case, self._outcome(self._submit(case)), relations).judgements) in WRONG
 
         return shrink(case, fails, seconds=SHRINK_SECONDS)
 
     def _diagnose(self) -> None:
         """Which known bug the wrong outputs look like; one finding more."""
         verdicts = {
-            case: _verdict(judged)
+            case: verdict_of(judged.judgements)
             for case, judged in self.failed
             if any(j.check in DIAGNOSED and j.verdict in WRONG for j in judged.judgements)
         }
@@ -340,18 +340,6 @@ def draw(kernel: str, case: Case, judged: Judged) -> ErrorPicture:
     assert judged.values is not None
     allowed = z_limit(judged.out.size) * judged.values.sigma
     return picture_of(judged.out, judged.values.true, allowed, kernel=kernel, case=case.id)
-
-
-def _verdict(judged: Judged) -> Verdict:
-    verdicts = [judgement.verdict for judgement in judged.judgements]
-    failing = [verdict for verdict in verdicts if verdict in FAILURES]
-    if failing:
-        return worst(failing)
-    # A vacuous or undecided run is no pass, whatever its other checks say.
-    for verdict in (Verdict.SKIP, Verdict.VACUOUS, Verdict.INCONCLUSIVE):
-        if verdict in verdicts:
-            return verdict
-    return Verdict.PASS if verdicts else Verdict.INCONCLUSIVE
 
 
 def _findings(plan: Plan, case: Case, judged: Judged, verdict: Verdict, seconds: float) -> list[Finding]:
