@@ -20,6 +20,7 @@ Ids = npt.NDArray[np.integer[Any]]
 # How far honest fp32 arithmetic may be off to one side, in units of 2^-24: approximate instructions (ex2.approx,
 # div.full, each up to 2 ulps), a rounded log2 e, and an eps of 1e-6 where the divisor is about 1.
 BIAS_UNITS = 16.0
+NEAR_SIGMAS = 2.5  # from half way between two numbers: generous, as sigma is of fp32 weights
 
 
 def judge_weight_statistics(
@@ -76,10 +77,28 @@ def _values(
     some = {**inputs, "router_logits": inputs["router_logits"][defined]}
     routed, chosen = weights[defined, :top_k], ids[defined, :top_k]
     values = Oracle.weight_values(case, some, numerics, chosen)
-    if numerics is None or "fp32" in (numerics.scores, numerics.topk_weights):
+    if numerics is None or numerics.topk_weights == "fp32":
+        return routed, values
+    routing = case.spec.routing
+    scored = routing.selection == "topk" and not routing.softmax_over_selected
+    if numerics.scores == "fp32" or not scored:
+        kept = Oracle.weight_values(case, some, None, chosen)
+        _accept_either(values.rounded, routed, kept, step=ulp(kept.true, _stored_as(case, numerics)))
         return routed, values
     low = Oracle.weight_values(case, some, numerics, chosen, low_steps=True)
     return routed, max((low, values), key=lambda one: int(np.count_nonzero(one.rounded == routed)))
+
+
+def _accept_either(rounded: Float64, weights: Float64, kept: Values, *, step: Float64) -> None:
+    """Put the kernel's weight into `rounded` where fp32 arithmetic decides which of two neighbours is nearest.
+
+    kept: the weights before their store, spaced by `step`. Many may be equal and round alike: the softmax of two logits
+    that are 3 fp16 ulps apart is within 2^-30 of half way between two fp16 numbers.
+    """
+    with np.errstate(invalid="ignore"):
+        near = np.abs(kept.true - rounded) > step / 2.0 - NEAR_SIGMAS * kept.sigma
+        other = rounded + np.copysign(step, kept.true - rounded)
+    np.copyto(rounded, weights, where=near & (weights == other))
 
 
 def _stored_as(case: Case, numerics: Numerics | None) -> str:

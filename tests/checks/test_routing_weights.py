@@ -209,6 +209,24 @@ def test_a_contract_that_was_found_elsewhere_is_not_held_against_a_case() -> Non
     assert worst([line.verdict for line in lines]) is Verdict.PASS
 
 
+@pytest.mark.parametrize("down", [False, True])
+def test_equal_weights_half_way_between_two_numbers_may_round_either_way(down: bool) -> None:
+    spec = RoutingSpec(top_k=2, renormalize=True)
+    case, step = case_of(spec, "fp16"), 2.0**-10
+    logits = np.tile(1.0 + step * np.array([3, 0, *(-np.arange(100, 114))]), (128, 1)).astype(np.float16)
+    ids = np.tile(np.array([0, 1]), (128, 1))
+    exact = weights_of_ids(router_logits=logits, topk_ids=ids, spec=spec)
+    weights = round_to(exact, "fp16")
+    assert (np.abs(weights[:, 0] - exact[:, 0]) > 0.49999 * 2.0**-11).all()
+    weights[:, 0] = exact[0, 0] // 2.0**-11 * 2.0**-11 + (0.0 if down else 2.0**-11)
+
+    lines = judge_routing(case, {"router_logits": logits}, weights, ids, numerics=LOW_WEIGHTS, tol=1e-2)
+    assert worst([line.verdict for line in lines]) is Verdict.PASS, [line.message for line in lines]
+    weights[:, 0] += 2.0**-11 * (-1 if down else 1)
+    lines = judge_routing(case, {"router_logits": logits}, weights, ids, numerics=LOW_WEIGHTS, tol=1e-2)
+    assert worst([line.verdict for line in lines]) is Verdict.FAIL
+
+
 def test_few_weights_have_no_statistics() -> None:
     case = case_of(SOFTMAX, num_tokens=15)
 
