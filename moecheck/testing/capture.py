@@ -16,6 +16,7 @@ from moecheck.ops import OPS
 from .dump import Dump, write_dump
 from .given import given
 from .host import host_array
+from .names import check_text, shown
 from .semantics import AnySpec
 
 
@@ -40,6 +41,11 @@ def capture(
     replaced, and no half of one is ever left. Returns the path.
     Raises UsageError or CaseError with one sentence when what is given could not be judged.
     """
+    if not isinstance(path, str | PathLike):
+        raise UsageError(f"path={shown(path)} must be the name of a file.")
+    if not (numerics is None or isinstance(numerics, Numerics)):
+        raise UsageError(f"numerics={shown(numerics)} must be a moecheck.Numerics or None.")
+    check_text(kernel=kernel, note=note)
     described = given(inputs, op=op, spec=spec)
     outputs = host_outputs(described.case.op, output)
     target = Path(path)

@@ -14,14 +14,17 @@ from moecheck.checks.judge import Limits
 from moecheck.errors import MoecheckError, UsageError
 from moecheck.formats import AnyArray
 from moecheck.numerics import Numerics
+from moecheck.spec import MoESpec
 
 from .capture import host_outputs
 from .dump import Dump, write_dump
 from .examine import Examined, examine
 from .given import Given, given, given_case
+from .names import shown
 from .semantics import AnySpec
 from .words import again, failure
 
+IDENTIFY = "identify"
 KEEP = "MOECHECK_CAPTURE"  # environment variable: the folder into which a failing call is written
 
 
@@ -71,12 +74,12 @@ def assert_moe_close(
     """
     __tracebackhide__ = True
     described = _described(case_or_inputs, op, spec)
-    if numerics not in (None, "identify") and not isinstance(numerics, Numerics):
-        raise UsageError(f"numerics={numerics!r} must be a moecheck.Numerics, 'identify' or None.")
+    if not (numerics is None or isinstance(numerics, Numerics) or (isinstance(numerics, str) and numerics == IDENTIFY)):
+        raise UsageError(f"numerics={shown(numerics)} must be a moecheck.Numerics, 'identify' or None.")
     declared = numerics if isinstance(numerics, Numerics) else None
     limits = Limits() if tol is None else Limits(tol=_checked(tol))
     outputs = host_outputs(described.case.op, out)
-    examined = examine(described, outputs, limits=limits, numerics=declared, identified=numerics == "identify")
+    examined = examine(described, outputs, limits=limits, numerics=declared, identified=isinstance(numerics, str))
     if examined.verdict is Verdict.PASS:
         return MoeMatch(
             verdict=Verdict.PASS, numbers=examined.numbers, contract=examined.contract, limit=examined.limit
@@ -87,7 +90,8 @@ def assert_moe_close(
 
 def _described(case_or_inputs: Case | Mapping[str, object], op: str | None, spec: AnySpec | None) -> Given:
     if isinstance(case_or_inputs, Case):
-        if op not in (None, case_or_inputs.op) or spec not in (None, case_or_inputs.spec):
+        own_spec = spec is None or (isinstance(spec, MoESpec) and spec == case_or_inputs.spec)
+        if not (op is None or (isinstance(op, str) and op == case_or_inputs.op)) or not own_spec:
             raise UsageError("A Case has its own op and spec; leave out op= and spec=.")
         return given_case(case_or_inputs)
     if not isinstance(case_or_inputs, Mapping):
@@ -97,8 +101,8 @@ def _described(case_or_inputs: Case | Mapping[str, object], op: str | None, spec
 
 
 def _checked(tol: float) -> float:
-    if not (isinstance(tol, int | float) and 0 <= tol < float("inf")):
-        raise UsageError(f"tol={tol!r} must be a finite number of at least 0.")
+    if not (isinstance(tol, int | float) and not isinstance(tol, bool) and 0 <= tol < float("inf")):
+        raise UsageError(f"tol={shown(tol)} must be a finite number of at least 0.")
     return float(tol)
 
 

@@ -14,7 +14,8 @@ from moecheck.formats import FORMATS
 from moecheck.ops import OPS
 from moecheck.spec import MoESpec, RoutingSpec
 
-from .semantics import AnySpec
+from .names import check_text, shown
+from .semantics import AnySpec, check_spec
 
 FEW_TOKENS = 8
 
@@ -34,9 +35,14 @@ def moe_cases(
     `moe_cases(...).map(contiguous)`.
     Raises UsageError for an op or dtype that does not exist.
     """
+    check_text(op=op)
     check_known("op", op, OPS)
     for dtype in dtypes:
+        check_text(dtype=dtype)
         check_known("dtype", dtype, FORMATS)
+    check_spec(spec)
+    if not isinstance(max_tokens, int):
+        raise UsageError(f"max_tokens={shown(max_tokens)} must be an integer.")
     if not dtypes or max_tokens < 1:
         raise UsageError(f"dtypes={tuple(dtypes)!r} and max_tokens={max_tokens} leave no case.")
 

@@ -18,7 +18,7 @@ from moecheck.ops import OPS
 from moecheck.spec import MoESpec
 
 from .given import Given, given
-from .names import required
+from .names import required, shown
 from .tensor_file import TensorFile, open_tensors, save_tensors
 
 KEY = "moecheck"  # of the record in the file's metadata
@@ -77,9 +77,9 @@ def read_dump(path: Path, *, op: str | None = None, spec: MoESpec | None = None)
         return Dump(
             given=described,
             outputs=tuple(file.tensor(name) if name in file.entries else np.zeros(0) for name in outputs),
-            kernel=str(record.get("kernel") or ""),
+            kernel=_text(record, "kernel"),
             numerics=_numerics(record.get("numerics")),
-            note=str(record.get("note") or ""),
+            note=_text(record, "note"),
             unused=tuple(sorted(file.entries.keys() - {*names, *outputs})),
         )
     except MoecheckError as error:
@@ -135,6 +135,14 @@ def _check_complete(op: str, names: list[str], file: TensorFile) -> None:
         others = sorted(file.entries.keys() - set(OPS[op].arg_names))
         hint = near(missing[0], others) or f" It holds {', '.join(file.entries) or 'no tensors'}."
         raise UsageError(f"it lacks {', '.join(missing)} of {op}.{hint}")
+
+
+def _text(record: Mapping[str, Any], name: str) -> str:
+    """What was said for people; UsageError where it is no text."""
+    value = record.get(name)
+    if value is not None and not isinstance(value, str):
+        raise UsageError(f"its {name} is {shown(value)}, which is no text.")
+    return value or ""
 
 
 def _spec(record: Mapping[str, Any]) -> MoESpec | None:

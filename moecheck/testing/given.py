@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from moecheck.cases import Case
-from moecheck.errors import CaseError, check_known
+from moecheck.errors import CaseError, UsageError, check_known
 from moecheck.ops import OPS
 from moecheck.oracle import Oracle
 from moecheck.spec import MoESpec
 
 from .arguments import check_indices, common_format, read_arguments
 from .axes import Axes, axes_of
-from .names import check_names, infer_op
+from .names import check_keys, check_names, check_text, infer_op
 from .semantics import AnySpec, layer_spec
 
 _SAMPLE = 1 << 16  # elements of each array that a given case's seed depends on
@@ -54,11 +54,13 @@ class Given:
         return " · ".join(parts)
 
 
+@np.errstate(all="ignore")  # drawing large inputs may overflow, which is meant
 def given_case(case: Case) -> Given:
     """A case with its own inputs."""
     return Given(case=case, inputs=case.inputs())
 
 
+@np.errstate(all="ignore")  # values of any kind are read, and those that do not fit are refused
 def given(inputs: Mapping[str, object], *, op: str | None = None, spec: AnySpec | None = None) -> Given:
     """The case that an op's arguments describe: torch, jax or NumPy arrays and integers by name, None for absent ones.
 
@@ -66,8 +68,12 @@ def given(inputs: Mapping[str, object], *, op: str | None = None, spec: AnySpec 
     reads; ops that route need it, for others it defaults to gated silu experts.
     Raises UsageError, CaseError or SpecError: one sentence naming the argument, its value and what was expected.
     """
+    if not isinstance(inputs, Mapping):
+        raise UsageError(f"inputs must be a dict of the op's arguments by name, not {type(inputs).__name__}.")
+    check_keys(inputs)
     values = {name: value for name, value in inputs.items() if value is not None}
     op = infer_op(values) if op is None else op
+    check_text(op=op)
     check_known("op", op, OPS)
     check_names(op, values)
     arrays = read_arguments(op, values)

@@ -12,11 +12,32 @@ OPTIONAL = frozenset(
     {"correction_bias", "per_expert_scale", "expert_map", "hidden_scale", "bias", "w13_bias", "w2_bias"}
     | {"shared_w13", "shared_w2", "shared_gate"}
 )
+_LONGEST = 60  # characters of a value that a sentence repeats
 
 
 def required(op: str) -> tuple[str, ...]:
     """The arguments without which an op cannot be called, in its order."""
     return tuple(name for name in OPS[op].arg_names if name not in OPTIONAL)
+
+
+def shown(value: object) -> str:
+    """An argument in a sentence: itself, or its kind where that would take more than a few words."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST and "\n" not in text else f"a {type(value).__name__}"
+
+
+def check_text(**values: object) -> None:
+    """UsageError for the first keyword whose value is no text."""
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise UsageError(f"{name}={shown(value)} must be text.")
+
+
+def check_keys(values: Iterable[object]) -> None:
+    """UsageError for the first argument whose name is no text."""
+    for name in values:
+        if not isinstance(name, str):
+            raise UsageError(f"{shown(name)} is no name of an argument: the inputs are a dict by names.")
 
 
 def infer_op(names: Iterable[str]) -> str:

@@ -10,15 +10,21 @@ from moecheck.cases import Case
 from moecheck.errors import UsageError, check_known
 from moecheck.runner.arrays import to_native
 
+from .names import check_text, shown
+
 Framework = Literal["torch", "jax", "numpy"]
 
 
+@np.errstate(all="ignore")  # drawing large inputs may overflow, which is meant
 def inputs_for(case: Case, framework: Framework = "torch", device: object = None) -> dict[str, Any]:
     """The op's arguments by name, with the very bits that the reference reads; integers stay integers.
 
     device: `"cuda:1"`, `"cpu"`, a torch or jax device; None for the framework's own choice, a GPU where there is one.
     Rows that the case wants wider in memory than their width stay so in torch and NumPy.
     """
+    if not isinstance(case, Case):
+        raise UsageError(f"case={shown(case)} must be a moecheck.testing.Case.")
+    check_text(framework=framework)
     check_known("framework", framework, ("torch", "jax", "numpy"))
     if framework == "numpy" and device not in (None, "cpu"):
         raise UsageError(f"NumPy arrays have no device {device!r}.")

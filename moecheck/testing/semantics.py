@@ -18,8 +18,7 @@ def layer_spec(op: str, spec: AnySpec | None, arrays: Mapping[str, Any]) -> MoES
 
     Experts have the biases that are given. Where ids are given, the routing is reduced to their number of slots.
     """
-    if spec is not None and not isinstance(spec, MoESpec | ExpertSpec | RoutingSpec):
-        raise UsageError(f"spec must be a MoESpec, ExpertSpec or RoutingSpec, not {type(spec).__name__}.")
+    check_spec(spec)
     experts = spec if isinstance(spec, ExpertSpec) else spec.experts if isinstance(spec, MoESpec) else ExpertSpec()
     experts = _with_biases(experts, arrays)
     if "router_logits" not in arrays:
@@ -32,6 +31,12 @@ def layer_spec(op: str, spec: AnySpec | None, arrays: Mapping[str, Any]) -> MoES
     layer = spec if isinstance(spec, MoESpec) else MoESpec(routing=spec)
     _check_presence(op, layer, arrays)
     return replace(layer, experts=experts, shared_experts=layer.shared_experts if op == "moe_layer" else "none")
+
+
+def check_spec(spec: object) -> None:
+    """UsageError for what is no spec; None is allowed."""
+    if spec is not None and not isinstance(spec, MoESpec | ExpertSpec | RoutingSpec):
+        raise UsageError(f"spec must be a MoESpec, ExpertSpec or RoutingSpec, not {type(spec).__name__}.")
 
 
 def _with_biases(experts: ExpertSpec, arrays: Mapping[str, Any]) -> ExpertSpec:

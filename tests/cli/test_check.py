@@ -130,9 +130,9 @@ def test_every_dump_gets_its_verdict_and_the_worst_code_wins(tmp_path: Path) -> 
     result = moecheck("check", nothing, wrong, right)
 
     assert result.code == 2
-    assert f"✘ fail  {wrong}" in result.out
+    assert f"✘ proven wrong  {wrong}" in result.out
     assert f"✔ pass  {right}" in result.out
-    assert result.out.endswith("3 dumps: 1 not judged, 1 fail, 1 pass\n")
+    assert result.out.endswith("3 dumps: 1 not judged, 1 proven wrong, 1 pass\n")
     assert result.err == f"moecheck: {nothing}: there is no such file.\n"
     assert moecheck("check", right, wrong, right).code == 1
     assert moecheck("check", right, right).code == 0
@@ -184,7 +184,7 @@ def test_json_holds_every_dump(tmp_path: Path) -> None:
     assert (first["verdict"], first["kernel"], first["exit_code"]) == ("pass", "mine", 0)
     assert "agreement" in first["contract"]
     assert second == {"dump": str(tmp_path / "nothing"), "error": result.err.strip()[10:], "exit_code": 2}
-    assert (third["verdict"], third["check"]) == ("fail", "values")
+    assert (third["verdict"], third["check"]) == ("proven_wrong", "values")
     assert third["where"].keys() == {"token", "column"}
     assert "exchanged" in third["diagnosis"]
 
@@ -253,6 +253,8 @@ IDS = np.full((12, 2), 4, np.int32)
         pytest.param({"moecheck": '{"spec": 3}'}, "A spec must be a JSON object", id="a spec that is none"),
         pytest.param({"moecheck": '{"op": "permute"}', "op": True}, "a call of permute, not of fused", id="other op"),
         pytest.param({"moecheck": '{"numerics": {"act": "fp9"}}'}, "Numerics.act='fp9' must be", id="numerics"),
+        pytest.param({"moecheck": '{"note": {"a": 1}}'}, "its note is {'a': 1}, which is no text", id="note"),
+        pytest.param({"moecheck": '{"kernel": 5}'}, "its kernel is 5, which is no text", id="kernel"),
         pytest.param({"moecheck": '{"numerics": 3}'}, "numerics do not fit", id="numerics that are none"),
     ],
 )  # fmt: skip

@@ -120,6 +120,13 @@ def test_others_can_read_it(tmp_path: Path) -> None:
         pytest.param({"output": None}, "out must be a torch, jax or NumPy array", id="no output"),
         pytest.param({"output": (1, 2)}, "has 1 outputs", id="too many outputs"),
         pytest.param({"op": "fused_expert"}, "Did you mean 'fused_experts'", id="op"),
+        pytest.param({"op": 3}, "op=3 must be text", id="an op that is no text"),
+        pytest.param({"note": 3}, "note=3 must be text", id="a note that is no text"),
+        pytest.param({"kernel": {"a": 1}}, "kernel={'a': 1} must be text", id="a kernel that is no text"),
+        pytest.param({"numerics": {"gate_up": "bf16"}}, "numerics={.* must be a moecheck.Numerics", id="numerics"),
+        pytest.param({"numerics": "identify"}, "numerics='identify' must be a moecheck.Num", id="numerics in words"),
+        pytest.param({"inputs": [1]}, "must be a dict of the op's arguments by name, not list", id="a list of inputs"),
+        pytest.param({"inputs": {1: 2}}, "1 is no name of an argument", id="a number as name"),
         pytest.param({"inputs": {}}, "Which op takes no arguments", id="no inputs"),
     ],
 )
@@ -129,6 +136,11 @@ def test_what_could_not_be_judged_is_not_captured(change: dict[str, Any], words:
     with pytest.raises(UsageError, match=words):
         capture(tmp_path / "a.safetensors", **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_is_none() -> None:
+    with pytest.raises(UsageError, match="path=3 must be the name of a file"):
+        capture(3, inputs=small_case().inputs(), output=None)  # type: ignore[arg-type]  # that is the point
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_the_message_says_what_where_and_how_to_see_it_again() -> None:
         assert_moe_close(swapped(right_outputs(case)[0]), case)
     first, seen, *_, last = str(caught.value).splitlines()
 
-    assert first == "✘ fail fused_experts · bf16 · 12 tokens · 4 experts · top 2 · hidden 64 · intermediate 32"
+    assert first == "✘ proven wrong fused_experts · bf16 · 12 tokens · 4 experts · top 2 · hidden 64 · intermediate 32"
     assert "token" in seen
     assert "expected" in seen
     assert "tokens 0, 1" in seen
@@ -164,6 +164,13 @@ def test_without_it_the_message_says_how() -> None:
         pytest.param(np.ones(3), small_case(), {"tol": -1.0}, "tol=-1.0 must be", id="negative tol"),
         pytest.param(np.ones(3), small_case(), {"tol": float("nan")}, "tol=nan must be", id="NaN tol"),
         pytest.param(np.ones(3), small_case(), {"numerics": "bf16"}, "numerics='bf16' must be", id="numerics"),
+        pytest.param(np.ones(3), small_case(), {"numerics": np.zeros(3)}, "numerics=array.* must be", id="an array"),
+        pytest.param(np.ones(3), small_case(), {"numerics": np.zeros((9, 9))}, "=a ndarray must", id="a large array"),
+        pytest.param(np.ones(3), small_case(), {"tol": True}, "tol=True must be", id="a tol that is none"),
+        pytest.param(np.ones(3), small_case(), {"op": np.zeros(3)}, "has its own op and spec", id="an array as op"),
+        pytest.param(np.ones(3), small_case(), {"spec": np.zeros(3)}, "has its own op and", id="an array as spec"),
+        pytest.param(np.ones(3), small_case().inputs(), {"op": 3}, "op=3 must be text", id="an op that is no text"),
+        pytest.param(np.ones(3), {1: 2}, {}, "1 is no name of an argument", id="a number as name"),
         pytest.param(np.ones(3), small_case().inputs(), {"spec": 3}, "spec must be .* not int", id="spec"),
     ],
 )

@@ -36,7 +36,7 @@ def test_the_example_fails_for_a_wrong_kernel(pytester: pytest.Pytester) -> None
     result = pytester.runpytest("-p", "no:cacheprovider")
 
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["E *MoeMismatch: ✘ fail fused_experts*"])
+    result.stdout.fnmatch_lines(["E *MoeMismatch: ✘ proven wrong fused_experts*"])
 
 
 def test_the_captured_call_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,10 @@ def test_they_shrink_to_a_simple_case() -> None:
         pytest.param({"op": "permut"}, "Did you mean 'permute'", id="op"),
         pytest.param({"dtypes": ("bf61",)}, "Did you mean 'bf16'", id="dtype"),
         pytest.param({"dtypes": ()}, "leave no case", id="no dtype"),
+        pytest.param({"op": 3}, "op=3 must be text", id="an op that is no text"),
+        pytest.param({"dtypes": (16,)}, "dtype=16 must be text", id="a dtype that is no text"),
+        pytest.param({"spec": "silu"}, "spec must be a MoESpec", id="spec"),
+        pytest.param({"max_tokens": "8"}, "max_tokens='8' must be an integer", id="tokens in words"),
         pytest.param({"max_tokens": 0}, "leave no case", id="no tokens"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +44,15 @@ def test_a_test_may_write_into_them() -> None:
 def test_an_unknown_framework_gets_the_near_name() -> None:
     with pytest.raises(UsageError, match="Did you mean 'torch'"):
         inputs_for(small_case(), "touch")  # type: ignore[arg-type]  # that is the point
+
+
+@pytest.mark.parametrize(
+    ("case", "framework", "words"),
+    [(3, "torch", "case=3 must be a moecheck.testing.Case"), (small_case(), 3, "framework=3 must be text")],
+)
+def test_what_is_no_case_or_framework_is_refused(case: Any, framework: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        inputs_for(case, framework)
 
 
 def test_numpy_has_no_devices() -> None:

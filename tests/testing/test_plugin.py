@@ -73,7 +73,7 @@ def test_mine(moecheck_case):
     )
     result.stdout.fnmatch_lines(
         [
-            "E *MoeMismatch: ✘ fail act_and_mul*",
+            "E *MoeMismatch: ✘ proven wrong act_and_mul*",
             "E *values: row *got 0, expected*",
             "E *again: *Case.from_json*",
             "*-- moecheck --*",
