@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from .bounds import disagreement_limit
 from .cases import Case
 from .formats import AnyArray
@@ -56,6 +58,7 @@ def identification_cases(declaration: Declaration) -> tuple[Case, ...]:
     return tuple(case for case in cases if lacking(declaration, case) is None)
 
 
+@np.errstate(all="ignore")  # a candidate may overflow where the kernel does not
 def identify(observations: Sequence[tuple[Case, AnyArray]], oracle: Oracle, *, requantising: bool = True) -> Identified:
     """The contract whose reference agrees best with a kernel's outputs, averaged over the cases.
 

@@ -52,6 +52,8 @@ def choice_of(case: Case, inputs: dict[str, Any], numerics: Numerics | None) -> 
     spread = spread + (routing.softcap or 0.0)
     eps = np.zeros_like(c) if exact else score_eps(c - bias if by_logits else scores, bias, dtype, spread=spread)
     group = group_eps = None
+    eps[np.isnan(c)] = 0.0
+    c = np.where(np.isnan(c), -np.inf, c)  # of a NaN bias: chosen last, as by the reference
     if routing.num_expert_groups > 1:
         group = module.group_scores(c, spec=routing)
         size = _by_group(eps, routing).max(axis=-1, initial=0.0)

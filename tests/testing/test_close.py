@@ -13,8 +13,11 @@ import torch
 import moecheck.testing
 from moecheck.checks.finding import FAILURES, Verdict
 from moecheck.errors import MoecheckError, UsageError
+from moecheck.formats import store
 from moecheck.ops import OPS
+from moecheck.oracle import Oracle
 from moecheck.testing import Case, ExpertSpec, MoeMismatch, Numerics, assert_moe_close
+from moecheck.testing.given import given as described
 from tests.testing.calls import DTYPES, FRAMEWORKS, LAYER, WRONG, native, right_outputs, scaled, small_case, swapped
 
 BF16_EXPERTS = Numerics(gate_up="input", act="input", act_times_up="input", per_expert="input")
@@ -97,6 +100,17 @@ def test_an_undefined_reference_is_no_success() -> None:
     assert caught.value.examined.verdict is not Verdict.PASS
 
 
+def test_an_expert_with_a_nan_bias_is_chosen_last() -> None:
+    case = small_case("moe_layer")
+    inputs = dict(case.inputs())
+    inputs["correction_bias"] = np.where(np.arange(4) == 1, np.nan, inputs["correction_bias"]).astype(np.float32)
+    call = described(inputs, op="moe_layer", spec=case.spec)
+    out = store(call.oracle().values(call.case, None).true, "bf16")
+    with pytest.raises(MoeMismatch):
+        assert_moe_close(right_outputs(case)[0], inputs, spec=case.spec)
+    assert assert_moe_close(out, inputs, spec=case.spec).verdict is Verdict.PASS
+
+
 @pytest.mark.parametrize("shape", [(12, 63), (11, 64), (12,), (1, 12, 64)], ids=str)
 def test_another_shape_is_proven_wrong(shape: tuple[int, ...]) -> None:
     with pytest.raises(MoeMismatch, match="proven wrong") as caught:
@@ -127,9 +141,6 @@ def test_a_few_tokens_of_many_tell_the_contract(load: str) -> None:
 def test_a_declared_contract_is_what_the_output_is_compared_with() -> None:
     case = small_case()
     declared = BF16_EXPERTS.resolve("bf16")
-    from moecheck.formats import store
-    from moecheck.oracle import Oracle
-
     out = store(Oracle().values(case, declared).rounded, "bf16")
     assert assert_moe_close(out, case, numerics=declared).numbers["max_diff"] == 0.0
 
