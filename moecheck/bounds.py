@@ -9,8 +9,8 @@ from .formats import FORMATS, Float64, ulp
 FALSE_ALARM = 1e-6
 SLACK = 1.5
 GLOBAL_FLIPS, ROW_FLIPS = 1.5, 10.0
-# A factor of this many times a limit surely shows: an honest error may use up the limit on the other side. In a run with
-# limits of 5.9e-6 and more a factor of 1 + 7e-6 on the routing weights passed, 1 + 1.5e-5 failed on 5 cases of 52.
+# A factor of this many times a limit surely shows: an honest error may use up the limit on the other side. In a run
+# with limits of 5.9e-6 and more a factor of 1 + 7e-6 on the routing weights passed, 1 + 1.5e-5 failed on 5 cases of 52.
 SURELY = 2.0
 FLUSHED = 2.0**-126  # the smallest normal number of fp32 and bf16, below which devices flush to zero
 # How far the slope of an honest kernel lies from 1 where its rounding points are not known: a product of two rounded
@@ -43,8 +43,9 @@ def projection_limit(variance: Float64, flip: Float64, *, flips: float) -> Float
 
     5.5 standard errors would do for one in 2.5e7; the rest pays for what the variance leaves out. flip: the most that
     one number which rounds to the other side adds; where less than one is expected the sum is not normal, and one of
-    them must never fail a kernel. One flip of a gate moves act(g) u by several units in the last place and, through them, more
-    of a row's outputs than it should (6 flips measured on an H200), hence ROW_FLIPS; among all rows the largest flip is far above a usual one, hence the smaller GLOBAL_FLIPS.
+    them must never fail a kernel. One flip of a gate moves act(g) u by several units in the last place and, through
+    them, more of a row's outputs than it should (6 flips measured on an H200), hence ROW_FLIPS; among all rows the
+    largest flip is far above a usual one, hence the smaller GLOBAL_FLIPS.
     """
     limit: Float64 = 7.5 * np.sqrt(variance) + flips * flip
     return limit
@@ -71,6 +72,11 @@ def disagreement_limit(expected: float, *, rows: int) -> float:
     token's row, which counts where there are few rows.
     """
     return 3.0 * expected + 0.02 + 0.2 / max(rows, 1)
+
+
+# Slope of an honest kernel against the reference of a contract that is nearly its own: one more rounded product. Where
+# all terms have one sign it is twice as large (2.4e-4 measured in bf16).
+NEAR_BIAS = {"bf16": 1.5e-4, "fp16": 2e-5, "fp32": 1e-7}
 
 
 def truncation_bias(terms: int, dtype: str) -> float:

@@ -16,7 +16,7 @@ DRAWN = {"quick": 2, "default": 12, "nightly": 100}
 PROFILES = tuple(DRAWN)
 # Ops whose cases hold experts' weights; a case of another op costs a tenth, so more of them are drawn.
 HEAVY_OPS = ("fused_experts", "moe_layer", "grouped_gemm")
-CHEAPER = 3
+CHEAPER = 4
 # Distinct shapes for kernels that are compiled anew for each (seconds a time).
 COMPILED_SHAPES = {"quick": 4, "default": 6, "nightly": 1000}
 DTYPES = ("bf16", "fp32", "fp16")

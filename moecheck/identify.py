@@ -28,6 +28,7 @@ __all__ = [
     "identification_cases",
     "identify",
     "is_known",
+    "is_near",
     "judge_numerics",
     "judge_unseen",
     "observation",
@@ -38,6 +39,7 @@ FIRST_DTYPES = ("bf16", "fp16", "fp32")
 # Agreement below which nothing is explained. Where fp32 kernels store in bf16, one flip moves a whole row, and a rule
 # that allows for many of them would allow for anything; what is no contract agrees in less than a hundredth there.
 LEAST = 0.25
+NEAR, LEAD = 0.5, 0.05
 
 
 def identification_cases(declaration: Declaration) -> tuple[Case, ...]:
@@ -104,6 +106,12 @@ def is_known(agreement: float, expected: float, *, rows: int) -> bool:
     is a flip: a value so near to a rounding boundary that accumulation carries it across. rows: of all outputs.
     """
     return agreement >= LEAST and 1.0 - agreement <= disagreement_limit(1.0 - expected, rows=rows)
+
+
+def is_near(identified: Identified) -> bool:
+    """Whether the best contract is much better than any other, although it does not explain the outputs."""
+    lead = identified.agreement - identified.runner_up_agreement
+    return identified.agreement >= NEAR and (identified.runner_up is None or lead >= LEAD)
 
 
 def _by_case(observations: Sequence[tuple[Case, AnyArray]], oracle: Oracle) -> tuple[tuple[str, Identified], ...]:

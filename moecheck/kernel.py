@@ -102,6 +102,11 @@ def describe(
     specs: tuple[MoESpec, ...] = (),
 ) -> Declaration:
     """The Declaration of a plain function; raises UsageError when its signature cannot serve `op`."""
+    if numerics is not None and numerics.accumulate.startswith("hopper-fp8") and not numerics.requantises:
+        raise UsageError(
+            f"{function.__name__} declares accumulate={numerics.accumulate!r}, which is of fp8 operands; declare "
+            "a1_quant or a2_quant with it."
+        )
     arguments, required = _argument_names(function, op)
     code = inspect.unwrap(function).__code__
     qualified = f"{function.__module__}:{function.__name__}"

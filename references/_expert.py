@@ -76,12 +76,13 @@ def expert_estimate(
     low = stores.gate_up != "fp32"
     y = linear_estimate(x, weights.w13, exact_input=exact_input, stored_low=low, accumulate=accumulate)
     gate_up = biased(y, weights.b13, before)
-    h = activated_estimate(stored_or_kept(gate_up, stores.gate_up), spec, stores, averaged=True)
+    gate_up = stored_or_kept(gate_up, stores.gate_up)
+    h = activated_estimate(gate_up, spec, stores, averaged=True)
     step = np.zeros((1, 1))
     if stores.a2_quant is not None:
         h, step = requantized(h, stores.a2_quant)
-    elif rows and x.rare is not None and stores.act_times_up != "fp32":
-        step = ulp(h.value, stores.act_times_up)
+    elif rows and x.rare is not None:
+        step = _flip_of(h.value, gate_up.value, spec, stores)
     z = linear_estimate(h, weights.w2, accumulate=accumulate)
     if not rows:
         return EstimatedOutput(stored_or_kept(biased(z, weights.b2, before), stores.per_expert), None, None, None)
@@ -93,6 +94,22 @@ def expert_estimate(
     shared = np.maximum(z.variance - own, 0.0)
     z = stored_or_kept(biased(z, weights.b2, before), stores.per_expert)
     return EstimatedOutput(z, h.variance.astype(np.float32), step.astype(np.float32), shared)
+
+
+def _flip_of(h: Float64, gate_up: Float64, spec: ExpertSpec, stores: Numerics) -> Float64:
+    """What one flip of a stored g, u, act(g) or h moves h by at most, [n, I]."""
+    step = np.zeros(h.shape) if stores.act_times_up == "fp32" else ulp(h, stores.act_times_up)
+    if stores.gate_up == "fp32" and stores.act == "fp32":
+        return step
+    f = factors(gate_up, spec)
+    if stores.gate_up != "fp32":
+        of_gate, of_up = split(ulp(gate_up, stores.gate_up), spec)
+        step = np.maximum(step, np.abs(f.da * f.m) * of_gate)
+        if of_up is not None:
+            step = np.maximum(step, np.abs(f.a * f.dm) * of_up)
+    if stores.act != "fp32":
+        step = np.maximum(step, np.abs(f.m) * ulp(f.a, stores.act))
+    return step
 
 
 def expert_slope(x: Float64, dx: Float64, weights: Weights, spec: ExpertSpec) -> Float64:

@@ -45,6 +45,7 @@ def fp8_requantised(
     "fused_experts",
     backend="torch",
     name="torch/fp8_requantised_per_token",
+    dtypes=("bf16", "fp16"),
     numerics=moecheck.Numerics(a1_quant=moecheck.Quantizer(), a2_quant=moecheck.Quantizer()),
     deterministic=True,
 )
@@ -68,6 +69,7 @@ def fp8_requantised_per_token(
     "fused_experts",
     backend="torch",
     name="torch/fp8_requantised_ue8m0",
+    dtypes=("bf16",),
     numerics=moecheck.Numerics(
         gate_up="input", act_times_up="input", a2_quant=moecheck.Quantizer(group=GROUP, scale="power_of_two")
     ),
@@ -97,7 +99,8 @@ def requantise(x: torch.Tensor, group: int, *, power_of_two: bool = False) -> to
     """
     rows, width = x.shape
     tiles = functional.pad(x, (0, -width % max(group, 1))).reshape(rows, -1, max(group, 1))
-    scale = tiles.abs().amax(dim=-1, keepdim=True).clamp(min=LEAST_AMAX) / LARGEST
+    amax = tiles.abs().amax(dim=-1, keepdim=True).clamp(min=LEAST_AMAX)
+    scale = amax / torch.full_like(amax, LARGEST)  # by a number, CUDA multiplies with its rounded reciprocal
     if power_of_two:
         scale = _rounded_up(scale)
     codes = (tiles / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from moecheck.accumulators import ACCUMULATORS
-from moecheck.bounds import SMOOTH_BIAS, truncation_bias
+from moecheck.bounds import NEAR_BIAS, SMOOTH_BIAS, truncation_bias
 from moecheck.cases import Case
 from moecheck.checks.contract import judge_contract, output_sizes
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.checks.layer import layer_values
 from moecheck.checks.routing import judge_routing
-from moecheck.checks.statistics import judge_statistics, reproduces
+from moecheck.checks.statistics import judge_near_slope, judge_statistics, reproduces
 from moecheck.checks.structure import judge_structure
 from moecheck.checks.values import is_vacuous, judge_values
 from moecheck.formats import FORMATS, AnyArray, Float64, to_float64, ulp
@@ -78,7 +78,11 @@ def _values(
 ) -> Judged:
     decoded = to_float64(out)
     values, extra = _expected(case, decoded, oracle, numerics)
+    near = None
     if numerics is not None and not declared and not reproduces(decoded, values):
+        near = judge_near_slope(
+            decoded, values, bias=NEAR_BIAS[case.dtype] * (2.0 if case.stratum == "positive" else 1.0)
+        )
         numerics = None
         values, extra = _expected(case, decoded, oracle, None)
     # A dynamic quantiser does not represent the integers.
@@ -97,8 +101,8 @@ def _values(
         judgement = _proven(judgement, case, decoded, values, oracle, numerics)
     if judgement.verdict is Verdict.PASS and is_vacuous(values, tol=limits.tol, exact=exact):
         judgement = _vacuous(f"an all-zeros output passes at tol={limits.tol:g}")
-    statistics = None if exact else _statistics(case, decoded, values, oracle, numerics)
-    more = [found for found in (statistics, extra) if found is not None]
+    statistics = None if exact else _statistics(case, decoded, values, oracle, numerics, declared=declared)
+    more = [found for found in (statistics, near, extra) if found is not None]
     return Judged(judgements=(judgement, *more), out=out, values=values)
 
 
@@ -113,7 +117,10 @@ def _proven(
         beyond = np.isfinite(values.true) & (np.abs(out - values.true) > bound)
     if not beyond.any():
         return judgement
-    message = f"{judgement.message} No rounding could do this to {beyond.mean():.2%} of the elements."
+    message = (
+        f"{judgement.message} No kernel that rounds only where this contract does, and sums in fp32, could be so far "
+        f"off in {beyond.mean():.2%} of the elements."
+    )
     numbers = {**judgement.numbers, "beyond_hard_bound": float(beyond.mean())}
     return replace(judgement, verdict=Verdict.PROVEN_WRONG, message=message, numbers=numbers)
 
@@ -125,11 +132,13 @@ def _expected(case: Case, out: Float64, oracle: Oracle, numerics: Numerics | Non
 
 
 def _statistics(
-    case: Case, out: Float64, values: Values, oracle: Oracle, numerics: Numerics | None
+    case: Case, out: Float64, values: Values, oracle: Oracle, numerics: Numerics | None, *, declared: bool
 ) -> Judgement | None:
     stored_as = (numerics or FLOOR).resolve(case.dtype).out
     terms = case.intermediate_size if case.op == "act_and_mul" else max(case.hidden_size, case.intermediate_size)
     bias = truncation_bias(terms, case.dtype) + (SMOOTH_BIAS[case.dtype] if numerics is None else 0.0)
+    # A routing weight near a power of two rounds all of its row the same way.
+    row_bias = 2.0 ** -FORMATS[case.dtype].precision if numerics is None else 0.0
     # Gate and up are two sums, and the second GEMM is one of their product.
     sums = 3 if case.op in ("fused_experts", "moe_layer") else 1
     bias += sums * ACCUMULATORS[(numerics or FLOOR).accumulate].bias(terms)
@@ -140,10 +149,11 @@ def _statistics(
         values,
         step=ulp(values.rounded, stored_as),
         bias=bias,
+        row_bias=row_bias,
         row=ROW_NAMES.get(case.op, "token"),
         groups=groups,
         elementwise=case.op == "act_and_mul",
-        bits=numerics is not None and stored_as != "fp32",
+        bits=declared and numerics is not None and stored_as != "fp32",
     )
 
 

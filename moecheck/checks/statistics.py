@@ -24,6 +24,7 @@ from moecheck.oracle import ErrorModel, Values
 
 Bool = npt.NDArray[np.bool_]
 FEWEST = 64  # elements below which averages say nothing
+ENOUGH_ROWS = 16  # whose spread gives a standard error
 ROW_FREEDOM = 4  # independent errors that the elements of a row are worth at least (docs/error-model.md)
 
 
@@ -57,6 +58,7 @@ def judge_statistics(
     *,
     step: Float64,
     bias: float,
+    row_bias: float = 0.0,
     row: str,
     bits: bool,
     elementwise: bool = False,
@@ -65,16 +67,20 @@ def judge_statistics(
     """FAIL when a statistic of out - rounded or of z = (out - true) / sigma exceeds what rounding explains.
 
     out: [rows, columns] float64. step: [rows, columns], one unit in the last place of the output. bias: relative
-    deviation that the accumulator's truncation explains. row: what a row is called. groups: noun -> [rows, slots] int,
-    ids of the groups that each row belongs to (`expert`), -1 for none. bits: whether `rounded` is rounded as the kernel
-    should, so that most bits must agree. elementwise: the output is a function of single inputs, whose errors may
-    all be to one side. None where there is too little to average.
+    deviation that the accumulator's truncation explains. row_bias: what each row has besides, to one side or the
+    other. row: what a row is called. groups: noun -> [rows, slots] int, ids of the groups that each row belongs to
+    (`expert`), -1 for none. bits: whether `rounded` is rounded as the kernel should, so that most bits must agree.
+    elementwise: the output is a function of single inputs, whose errors may all be to one side. None where there is
+    too little to average.
     """
     model = expected.model
     with np.errstate(invalid="ignore"):
         finite = np.isfinite(out) & np.isfinite(expected.true) & np.isfinite(expected.rounded)
         used = finite & (expected.sigma > FLUSHED)
-    if model is None or np.count_nonzero(used) < FEWEST:
+    if model is None:
+        return None
+    model, used = _finite_rows(model, used)
+    if np.count_nonzero(used) < FEWEST:
         return None
     # Two independent requantisations of a number differ by more than a bug does: only the kernel's own tells.
     origin = expected.true if expected.ensemble is None else expected.rounded
@@ -88,7 +94,7 @@ def judge_statistics(
     )
     found = [
         *_disagreement(sample, compared=bits, count=len(out)),
-        *_slopes(sample, bias=bias, row=row, elementwise=elementwise),
+        *_slopes(sample, bias=bias, row_bias=row_bias, row=row, elementwise=elementwise),
         *_mean(sample, bias=bias),
         *_limited_mean_squares(sample, row=row, groups=groups or {}),
         *_usual_row(sample, bias=bias, row=row, bits=bits),
@@ -96,7 +102,7 @@ def judge_statistics(
     numbers = {statistic.name: statistic.value for statistic in found} | _units(sample)
     numbers |= {f"limit_{statistic.name}": statistic.limit for statistic in found}
     failing = [statistic for statistic in found if not statistic.passes]
-    first = failing[0] if failing else None
+    first = max(failing, key=lambda statistic: abs(statistic.value) / max(statistic.limit, FLUSHED), default=None)
     return Judgement(
         check="statistics",
         verdict=Verdict.PASS if first is None else Verdict.FAIL,
@@ -120,11 +126,56 @@ class _Sample:
 
 def reproduces(out: Float64, expected: Values) -> bool:
     """Whether most of the bits of out [rows, columns] are those of the rounded reference, as in the right contract."""
-    finite = np.isfinite(out) & np.isfinite(expected.rounded)
-    if expected.model is None or not finite.any():
+    with np.errstate(invalid="ignore"):
+        used = np.isfinite(out) & np.isfinite(expected.rounded) & (expected.sigma > FLUSHED)
+    if expected.model is None or not used.any():
         return True
-    limit = disagreement_limit(float(expected.model.disagreement[finite].mean()), rows=len(out))
-    return bool((out != expected.rounded)[finite].mean() <= limit)
+    limit = disagreement_limit(float(expected.model.disagreement[used].mean()), rows=len(out))
+    return bool((out != expected.rounded)[used].mean() <= limit)
+
+
+def judge_near_slope(out: Float64, expected: Values, *, bias: float) -> Judgement | None:
+    """FAIL when the output is off by a factor from the reference of a contract that is nearly the kernel's.
+
+    Where it rounds elsewhere than that reference, the model of flips does not hold, so the standard error is taken
+    from the rows, which are independent: that of a ratio estimator. bias: what rounding elsewhere explains. None for
+    few rows.
+    """
+    model = expected.model
+    with np.errstate(invalid="ignore"):
+        used = np.isfinite(out) & np.isfinite(expected.rounded) & (expected.sigma > FLUSHED)
+    if model is None or len(out) < ENOUGH_ROWS or np.count_nonzero(used) < FEWEST:
+        return None
+    c = np.where(used, model.weights, 0.0)
+    along = np.einsum("th,th->t", c, np.where(used, out - expected.rounded, 0.0))
+    size = np.einsum("th,th->t", c, np.where(used, expected.rounded, 0.0))
+    if not size.sum() > 0.0:
+        return None
+    slope = float(along.sum() / size.sum())
+    rest = along - slope * size
+    error = float(np.sqrt(np.sum(np.square(rest)) * len(rest) / (len(rest) - 1)) / size.sum())
+    limit = bias + 7.5 * error
+    message = (
+        f"The output as a whole is 1 {slope:+.2g} times what the reference gives that rounds most nearly as the kernel "
+        f"does; rounding elsewhere explains 1 ± {limit:.2g}."
+    )
+    passes = abs(slope) <= limit
+    return Judgement(
+        check="near_contract",
+        verdict=Verdict.PASS if passes else Verdict.FAIL,
+        message="" if passes else message,
+        numbers={"near_slope_error": slope, "limit_near_slope_error": limit},
+    )
+
+
+def _finite_rows(model: ErrorModel, used: Bool) -> tuple[ErrorModel, Bool]:
+    """The model and the used elements without rows whose errors overflow: these are left to the other checks."""
+    columns = ("slope_variance", "slope_flip", "mean_variance", "mean_flip")
+    finite = np.logical_and.reduce([np.isfinite(getattr(model, name)) for name in columns])
+    if finite.all():
+        return model, used
+    kept = {name: np.where(finite, getattr(model, name), 0.0) for name in columns}
+    return replace(model, **kept), used & finite[:, None]
 
 
 def _disagreement(sample: _Sample, *, compared: bool, count: int) -> Iterator[Statistic]:
@@ -144,13 +195,14 @@ def _disagreement(sample: _Sample, *, compared: bool, count: int) -> Iterator[St
         )
 
 
-def _slopes(sample: _Sample, *, bias: float, row: str, elementwise: bool) -> Iterator[Statistic]:
+def _slopes(sample: _Sample, *, bias: float, row_bias: float, row: str, elementwise: bool) -> Iterator[Statistic]:
     """Slope error b - 1 with b = sum c out / sum c rounded, of all elements and of the worst row."""
     model, c = sample.model, np.where(sample.used, sample.model.weights, 0.0)
     along = np.einsum("th,th->t", c, sample.error)
     size = np.einsum("th,th->t", c, np.where(sample.used, sample.expected.rounded, 0.0))
     flip = np.maximum(np.max(np.abs(c) * sample.step, axis=1, initial=0.0), model.slope_flip)
-    one_side = np.einsum("th,th->t", np.abs(c), model.disagreement * sample.step) * elementwise
+    moved = np.where(sample.used, model.disagreement * sample.step, 0.0) * elementwise
+    one_side = np.einsum("th,th->t", np.abs(c), moved)
     total = float(size.sum())
     if not total > 0.0:
         return
@@ -158,11 +210,11 @@ def _slopes(sample: _Sample, *, bias: float, row: str, elementwise: bool) -> Ite
     yield Statistic(
         name="slope_error",
         value=float(along.sum()) / total,
-        limit=(float(limit) + float(one_side.sum())) / total + bias,
+        limit=(float(limit) + float(one_side.sum())) / total + bias + row_bias / np.sqrt(max(len(c), 1)),
         said="The output as a whole is 1 {value:+.2g} times what it should be; rounding explains 1 ± {limit:.2g}.",
         where={},
     )
-    limits = projection_limit(model.slope_variance, flip, flips=ROW_FLIPS) + bias * np.abs(size) + one_side
+    limits = projection_limit(model.slope_variance, flip, flips=ROW_FLIPS) + (bias + row_bias) * np.abs(size) + one_side
     enough = (np.count_nonzero(c, axis=1) >= FEWEST) & (size > 0.0) & (limits > 0.0)
     if not enough.any():
         return

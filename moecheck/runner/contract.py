@@ -9,7 +9,15 @@ from moecheck.cases import Case
 from moecheck.checks.contract import judge_contract
 from moecheck.checks.finding import FAILURES, Judgement, Verdict
 from moecheck.formats import AnyArray
-from moecheck.identify import Identified, identification_cases, identify, judge_numerics, judge_unseen, observation
+from moecheck.identify import (
+    Identified,
+    identification_cases,
+    identify,
+    is_near,
+    judge_numerics,
+    judge_unseen,
+    observation,
+)
 from moecheck.kernel import Declaration
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
@@ -47,7 +55,7 @@ def contract_of(
     if not observations:
         return Contract(numerics=declaration.numerics, judgement=judge_unseen(declaration, require or {}))
     identified = identify(observations, oracle)
-    found = identified.numerics if identified.known else None
+    found = identified.numerics if identified.known or is_near(identified) else None
     return Contract(
         numerics=declaration.numerics or found,
         identified=identified,

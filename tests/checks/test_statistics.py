@@ -164,3 +164,36 @@ def test_few_elements_are_not_averaged() -> None:
     values = Values(true=value, sigma=value * 1e-3, rounded=value)
 
     assert judge_statistics(value, values, step=value * 1e-3, bias=0.0, row="token", bits=False) is None
+
+
+@pytest.mark.parametrize("factor", [1.0003, 1.0008, 1.002])
+def test_a_factor_is_seen_under_a_contract_that_was_found(factor: float) -> None:
+    case = plain("bf16")
+    judged = judge(case, (honest(case, factor=factor),), ORACLE, Limits(), STORED, declared=False)
+
+    assert any(judgement.verdict is Verdict.FAIL for judgement in judged.judgements)
+
+
+def test_a_kernel_that_rounds_elsewhere_than_found_passes() -> None:
+    case = plain("bf16")
+    for other in (replace(STORED, act="input"), replace(STORED, weighted="input"), Numerics()):
+        judged = judge(case, (honest(case, numerics=other),), ORACLE, Limits(), STORED, declared=False)
+        near = [judgement for judgement in judged.judgements if judgement.check == "near_contract"]
+        assert near
+        assert all(judgement.verdict is Verdict.PASS for judgement in judged.judgements), judged.judgements
+
+
+def test_rows_whose_errors_overflow_are_left_out() -> None:
+    case = plain("bf16")
+    values = ORACLE.values(case, STORED)
+    assert values.model is not None
+    broken = values.copy()
+    assert broken.model is not None
+    broken.model.slope_variance[3] = np.inf
+    broken.model.disagreement[3] = np.nan
+    judgement = judge_statistics(
+        to_float64(honest(case)), broken, step=np.abs(values.true) * 2.0**-8, bias=0.0, row="token", bits=True
+    )
+
+    assert judgement is not None
+    assert judgement.verdict is Verdict.PASS, judgement.message
