@@ -166,7 +166,9 @@ def _linear(x: Bounded, w: Float64, bias: Float64 | None, stores: Numerics) -> B
     """Errors of the inputs pass times |W|; a sum of K terms in any order is off by gamma(K + 1) of its absolute sum."""
     y = Bounded(
         linear(x.value, w),
-        linear(x.error, np.abs(w)) + _gamma(w.shape[1] + 1, stores.accumulate) * linear(x.largest, np.abs(w)),
+        linear(x.error, np.abs(w))
+        + _gamma(w.shape[1] + 1, stores.accumulate) * linear(x.largest, np.abs(w))
+        + w.shape[1] * FLUSHED,
     )
     if bias is None:
         return y

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from moecheck.errors import SpecError
+from moecheck.errors import SpecError, UsageError
+from moecheck.kernel import describe
 from moecheck.numerics import PROFILES, Numerics
 from moecheck.quantizer import Quantizer
 
@@ -18,12 +19,22 @@ def test_a_known_accumulator_is_taken(profile: str) -> None:
     assert Numerics(accumulate=profile).accumulate == profile
 
 
+def test_an_accumulator_of_fp8_operands_needs_them() -> None:
+    def plain(*, x: object, spec: object) -> object:
+        return x
+
+    with pytest.raises(UsageError, match="declare a1_quant or a2_quant"):
+        describe(plain, op="act_and_mul", backend="numpy", numerics=Numerics(accumulate="hopper-fp8"))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         pytest.param({"accumulate": "nonsense"}, r"accumulate='nonsense' must be one of fp32-rn", id="accumulator"),
         pytest.param({"combine_order": "random"}, r"combine_order='random' must be tree, slot or expert", id="order"),
-        pytest.param({"a2_quant": {"format": "fp4"}}, r"Quantizer.format='fp4' must be one of", id="quantiser's format"),
+        pytest.param(
+            {"a2_quant": {"format": "fp4"}}, r"Quantizer.format='fp4' must be one of", id="quantiser's format"
+        ),
         pytest.param({"a1_quant": {"size": 1}}, r"a1_quant=.*must be a Quantizer", id="quantiser's field"),
         pytest.param({"a1_quant": 8}, r"a1_quant=8 must be a Quantizer", id="no quantiser"),
         pytest.param({"act": "fp12"}, r"act='fp12' must be 'input' or one of fp32", id="format"),
