@@ -45,6 +45,7 @@ from moecheck.runner.worker import Outcome, run_case
 
 TIMEOUT = 300.0
 SHAPES = 6
+MOST_TRIED = 4  # cases tried for each that says something
 MOST_WEIGHTS = 3e6
 DTYPES = ("bf16", "fp16", "fp32")
 GRID = np.linspace(-5.0, 5.0, 81)
@@ -87,11 +88,14 @@ def main() -> None:
 def _kernel(found: Found, count: int, seed: int) -> tuple[list[dict[str, Any]], Counter[str], list[str]]:
     """A row for each case that says something, a histogram of z, and what failed."""
     declaration, rows = found.declaration, list[dict[str, Any]]()
+    count = max(1, count // 10) if found.device == "interpreter" else count
     assert declaration.numerics is not None
     histogram: Counter[str] = Counter()
     alarms: list[str] = []
     with threadpool_limits(1, "blas"), KernelPool(memory=default_memory(1), threads=1) as pool:
-        for case in _cases(found, count, seed):
+        for case in _cases(found, MOST_TRIED * count, seed):
+            if len(rows) >= count:
+                break
             outcome = pool.wait(pool.submit(run_case, found.target, case, timeout=TIMEOUT))
             assert isinstance(outcome, Outcome)
             if outcome.problem is not None:
@@ -148,14 +152,12 @@ def _cases(found: Found, count: int, seed: int) -> list[Case]:
         profile="nightly",
         seed=seed,
         small=found.device == "interpreter",
-        examples=3 * count,
+        examples=count,
         specs=declaration.specs,
         dtypes=declaration.dtypes,
-    )[-3 * count :]
+    )[-count:]
     drawn = [case for case in drawn if lacking(declaration, case) is None and case.elements <= MOST_WEIGHTS]
     drawn = [case for case in drawn if case.stratum != "integer" and case.num_tokens > 1]
-    if found.device == "interpreter":
-        count = max(1, count // 10)
     if declaration.backend in COMPILED:
         drawn, _ = few_shapes(drawn, SHAPES)
     # Kernels of few semantics take few of the drawn cases: these come again with other numbers.
@@ -183,9 +185,9 @@ def _table(table: pd.DataFrame, alarms: list[str]) -> str:
         "without requantising ones (whose z are about the rounded reference): "
         f"median rms z {plain.rms_z.median():.3f}, "
         f"kernels' medians {plain.groupby('kernel').rms_z.median().min():.2f} to "
-        f"{plain.groupby('kernel').rms_z.median().max():.2f}; standardised slope against the true value: rms "
-        f"{np.sqrt(np.mean(plain.true_slope_z**2)):.2f}, median absolute {plain.true_slope_z.abs().median():.2f} "
-        "(normal: 1.00, 0.67)"
+        f"{plain.groupby('kernel').rms_z.median().max():.2f}; standardised slope against the true value: "
+        f"median absolute {plain.true_slope_z.abs().median():.2f}, 95 % below {plain.true_slope_z.abs().quantile(0.95):.2f} "
+        "(normal: 0.67, 1.96)"
     )
     return "\n".join([*lines, *alarms])
 

@@ -8,7 +8,7 @@ cpu() { CUDA_VISIBLE_DEVICES="" JAX_PLATFORMS=cpu "$@"; }
 cpu taskset -c 2 python3 -W ignore tools/bench_estimate.py | tee "$OUT/bench_estimate.txt"
 cpu taskset -c 0,1 python3 -m moecheck kernels --tol 1e-2 --jobs 2 --out /tmp/two >"$OUT/two-cores.txt" 2>&1
 tail -4 "$OUT/two-cores.txt"
-(cpu timeout 300 python3 tools/calibrate.py --cases "$1" --jobs 12 --out "$OUT/calibration" >"$OUT/calibration.log" 2>&1) &
+(cpu timeout 300 python3 tools/calibrate.py --cases "$1" --jobs 12 --out "$OUT" >"$OUT/calibration.log" 2>&1) &
 timeout 300 python3 -m moecheck kernels --tol 1e-2 --timeout 60 --jobs 4 --out /tmp/reports >"$OUT/kernels.txt" 2>&1
 echo "kernels on the GPU: exit $?"
 cp /tmp/reports/latest/{summary.json,summary.md,findings.jsonl,environment.json} "$OUT/" 2>/dev/null
