@@ -97,7 +97,9 @@ def _checked(dumps: tuple[str, ...], op: str | None, spec: MoESpec | None, limit
     for path in dumps:
         try:
             dump = read_dump(Path(path), op=op, spec=spec)
-            examined = examine(dump.given, dump.outputs, limits=limits, numerics=dump.numerics, identified=True)
+            examined = examine(
+                dump.given, dump.outputs, limits=limits, numerics=dump.numerics, identified=True, tie=dump.tie
+            )
             yield Checked(path=path, code=_code(examined.verdict), dump=dump, examined=examined)
         except HarnessError as error:
             yield Checked(path=path, code=3, error=f"{path}: moecheck itself is broken: {error}")

@@ -13,6 +13,7 @@ from moecheck.checks.finding import Verdict
 from moecheck.checks.judge import Limits
 from moecheck.errors import MoecheckError, UsageError
 from moecheck.formats import AnyArray
+from moecheck.kernel import TieRule
 from moecheck.numerics import Numerics
 from moecheck.spec import MoESpec
 
@@ -20,7 +21,7 @@ from .capture import host_outputs
 from .dump import Dump, write_dump
 from .examine import Examined, examine
 from .given import Given, given, given_case
-from .names import shown
+from .names import check_tie, shown
 from .semantics import AnySpec
 from .words import again, failure
 
@@ -60,6 +61,7 @@ def assert_moe_close(
     spec: AnySpec | None = None,
     numerics: Numerics | Literal["identify"] | None = None,
     tol: float | None = None,
+    tie: TieRule | None = None,
 ) -> MoeMatch:
     """Equivalent to: assert that `out` deviates from the op's float64 reference by no more than rounding explains.
 
@@ -67,8 +69,8 @@ def assert_moe_close(
     the op's arguments by the names of `moecheck list ops`, arrays of any of these frameworks (see `given`). op, spec:
     as there; a Case has its own. numerics: the rounding points that the kernel declares;
     "identify" finds them in the output (a second or more), which sees far smaller errors; None leaves every store free
-    to be in the input's dtype. tol: of mismatch_ratio and of
-    what counts as vacuous, 1e-2 by default; it excuses nothing.
+    to be in the input's dtype. tol: of mismatch_ratio and of what counts as vacuous, 1e-2 by default; it excuses
+    nothing. tie: the rule that a router declares for equal scores, "lowest_index"; None allows any.
     Raises MoeMismatch (an AssertionError) where the outputs are wrong, and where the comparison shows nothing because
     zeros would pass (VACUOUS) or too little is defined (INCONCLUSIVE); UsageError where the arguments do not fit.
     """
@@ -78,14 +80,17 @@ def assert_moe_close(
         raise UsageError(f"numerics={shown(numerics)} must be a moecheck.Numerics, 'identify' or None.")
     declared = numerics if isinstance(numerics, Numerics) else None
     limits = Limits() if tol is None else Limits(tol=_checked(tol))
+    check_tie(tie)
     outputs = host_outputs(described.case.op, out)
-    examined = examine(described, outputs, limits=limits, numerics=declared, identified=isinstance(numerics, str))
+    examined = examine(
+        described, outputs, limits=limits, numerics=declared, identified=isinstance(numerics, str), tie=tie
+    )
     if examined.verdict is Verdict.PASS:
         return MoeMatch(
             verdict=Verdict.PASS, numbers=examined.numbers, contract=examined.contract, limit=examined.limit
         )
     own = case_or_inputs if isinstance(case_or_inputs, Case) else None
-    raise MoeMismatch(examined, again(own, _kept(described, outputs, declared)))
+    raise MoeMismatch(examined, again(own, _kept(described, outputs, declared, tie)))
 
 
 def _described(case_or_inputs: Case | Mapping[str, object], op: str | None, spec: AnySpec | None) -> Given:
@@ -106,12 +111,14 @@ def _checked(tol: float) -> float:
     return float(tol)
 
 
-def _kept(described: Given, outputs: tuple[AnyArray, ...], numerics: Numerics | None) -> Path | None:
+def _kept(
+    described: Given, outputs: tuple[AnyArray, ...], numerics: Numerics | None, tie: TieRule | None
+) -> Path | None:
     """The file that a failing call was written to, where the environment asks for that."""
     folder = os.environ.get(KEEP)
     if not folder:
         return None
     case = described.case
     path = Path(folder) / f"{case.op}-{case.digest}.safetensors"
-    write_dump(path, Dump(given=described, outputs=outputs, kernel="", numerics=numerics))
+    write_dump(path, Dump(given=described, outputs=outputs, numerics=numerics, tie=tie))
     return path

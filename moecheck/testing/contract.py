@@ -11,7 +11,7 @@ from moecheck.checks.contract import judge_contract
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.checks.judge import VALUE_OPS
 from moecheck.formats import AnyArray
-from moecheck.identify import identify, judge_numerics
+from moecheck.identify import identify, is_near, judge_numerics
 from moecheck.identify_search import pool_of
 from moecheck.numerics import Numerics
 
@@ -49,7 +49,7 @@ def contract_of(described: Given, outputs: tuple[AnyArray, ...], declared: Numer
         return Contract(numerics=declared)
     identified = identify([(some.case, out)], some.oracle())
     pool_of.cache_clear()  # it is kept for further kernels on the same case, which a captured call does not have
-    found = identified.numerics if identified.known else None
+    found = identified.numerics if identified.known or is_near(identified) else None
     return Contract(numerics=declared or found, judgement=judge_numerics(declared, identified))
 
 

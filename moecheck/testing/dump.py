@@ -13,12 +13,13 @@ import numpy as np
 
 from moecheck.errors import MoecheckError, UsageError, check_known, near
 from moecheck.formats import AnyArray
+from moecheck.kernel import TieRule
 from moecheck.numerics import Numerics
 from moecheck.ops import OPS
 from moecheck.spec import MoESpec
 
 from .given import Given, given
-from .names import required, shown
+from .names import check_tie, required, shown
 from .tensor_file import TensorFile, open_tensors, save_tensors
 
 KEY = "moecheck"  # of the record in the file's metadata
@@ -35,6 +36,7 @@ class Dump:
     kernel: str = ""
     numerics: Numerics | None = None
     note: str = ""
+    tie: TieRule | None = None
     unused: tuple[str, ...] = ()
 
 
@@ -50,6 +52,7 @@ def write_dump(path: Path, dump: Dump) -> None:
         "kernel": dump.kernel,
         "numerics": asdict(dump.numerics) if dump.numerics else None,
         "note": dump.note,
+        "tie": dump.tie,
     }
     tensors = {name: value for name, value in inputs.items() if isinstance(value, np.ndarray)}
     for arg, output in zip(OPS[case.op].outputs, dump.outputs, strict=True):
@@ -80,6 +83,7 @@ def read_dump(path: Path, *, op: str | None = None, spec: MoESpec | None = None)
             kernel=_text(record, "kernel"),
             numerics=_numerics(record.get("numerics")),
             note=_text(record, "note"),
+            tie=_tie(record),
             unused=tuple(sorted(file.entries.keys() - {*names, *outputs})),
         )
     except MoecheckError as error:
@@ -143,6 +147,12 @@ def _text(record: Mapping[str, Any], name: str) -> str:
     if value is not None and not isinstance(value, str):
         raise UsageError(f"its {name} is {shown(value)}, which is no text.")
     return value or ""
+
+
+def _tie(record: Mapping[str, Any]) -> TieRule | None:
+    tie: TieRule | None = record.get("tie")
+    check_tie(tie)
+    return tie
 
 
 def _spec(record: Mapping[str, Any]) -> MoESpec | None:

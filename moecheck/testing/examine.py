@@ -12,6 +12,7 @@ from moecheck.checks.finding import FAILURES, Judgement, Verdict, verdict_of
 from moecheck.checks.judge import Judged, Limits, judge
 from moecheck.diagnosis import diagnose
 from moecheck.formats import AnyArray
+from moecheck.kernel import TieRule
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
 from moecheck.report.picture import ErrorPicture, picture_of
@@ -88,16 +89,24 @@ class Examined:
 
 @np.errstate(all="ignore")  # what inputs near a format's end lead to is judged, it must not warn in someone's tests
 def examine(
-    given: Given, outputs: tuple[AnyArray, ...], *, limits: Limits, numerics: Numerics | None, identified: bool
+    given: Given,
+    outputs: tuple[AnyArray, ...],
+    *,
+    limits: Limits,
+    numerics: Numerics | None,
+    identified: bool,
+    tie: TieRule | None = None,
 ) -> Examined:
     """Judge a call's outputs (NumPy arrays, one for each of the op's) as `moecheck kernels` judges a kernel's.
 
     numerics: the declared contract. identified: whether to look for the contract in the output, verify the declared
-    one, and judge under what was found where nothing is declared.
+    one, and judge under what was found where nothing is declared. tie: the declared rule for equal routing scores.
     """
     oracle = given.oracle()
     contract = contract_of(given, outputs, numerics) if identified else Contract(numerics=numerics)
-    judged = judge(given.case, outputs, oracle, limits, contract.numerics)
+    judged = judge(
+        given.case, outputs, oracle, limits, contract.numerics, tie=tie, declared=not identified or numerics is not None
+    )
     if contract.judgement is not None:
         judged = replace(judged, judgements=(*judged.judgements, contract.judgement))
     return Examined(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import get_args
 
 from moecheck.errors import UsageError, near
+from moecheck.kernel import TieRule
 from moecheck.ops import OPS
 
 # Arguments that a call may leave out.
@@ -12,6 +14,7 @@ OPTIONAL = frozenset(
     {"correction_bias", "per_expert_scale", "expert_map", "hidden_scale", "bias", "w13_bias", "w2_bias"}
     | {"shared_w13", "shared_w2", "shared_gate"}
 )
+TIE_RULES = get_args(TieRule)
 _LONGEST = 60  # characters of a value that a sentence repeats
 
 
@@ -31,6 +34,12 @@ def check_text(**values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, str):
             raise UsageError(f"{name}={shown(value)} must be text.")
+
+
+def check_tie(tie: object) -> None:
+    """UsageError for what is no rule for equal scores; None is allowed."""
+    if tie is not None and not (isinstance(tie, str) and tie in TIE_RULES):
+        raise UsageError(f"tie={shown(tie)} must be {' or '.join(map(repr, TIE_RULES))} or None.")
 
 
 def check_keys(values: Iterable[object]) -> None:

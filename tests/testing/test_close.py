@@ -16,9 +16,22 @@ from moecheck.errors import MoecheckError, UsageError
 from moecheck.formats import store
 from moecheck.ops import OPS
 from moecheck.oracle import Oracle
-from moecheck.testing import Case, ExpertSpec, MoeMismatch, Numerics, assert_moe_close
+from moecheck.testing import Case, ExpertSpec, MoeMismatch, Numerics, assert_moe_close, capture
 from moecheck.testing.given import given as described
-from tests.testing.calls import DTYPES, FRAMEWORKS, LAYER, WRONG, native, right_outputs, scaled, small_case, swapped
+from tests.checks.honest import honest_outputs
+from tests.cli.command import moecheck as moecheck_command
+from tests.testing.calls import (
+    DTYPES,
+    FRAMEWORKS,
+    LAYER,
+    TOP2,
+    WRONG,
+    native,
+    right_outputs,
+    scaled,
+    small_case,
+    swapped,
+)
 
 BF16_EXPERTS = Numerics(gate_up="input", act="input", act_times_up="input", per_expert="input")
 
@@ -145,6 +158,44 @@ def test_a_declared_contract_is_what_the_output_is_compared_with() -> None:
     assert assert_moe_close(out, case, numerics=declared).numbers["max_diff"] == 0.0
 
 
+def _tied_call() -> tuple[dict[str, Any], tuple[Any, ...], tuple[Any, ...]]:
+    """A router's inputs in which all scores are equal, and outputs that choose the lowest and the highest indices."""
+    inputs = {"router_logits": np.zeros((16, 4), np.float32)}
+    weights = np.full((16, 2), 0.5, np.float32)
+    low, high = (np.tile(np.array(ids, np.int32), (16, 1)) for ids in ([0, 1], [2, 3]))
+    return inputs, (weights, low), (weights, high)
+
+
+def test_a_declared_rule_for_equal_scores_is_held_against_the_router() -> None:
+    inputs, low, high = _tied_call()
+    spec = small_case().spec.routing
+    for out in (low, high):
+        assert assert_moe_close(out, inputs, op="topk_routing", spec=spec).verdict is Verdict.PASS
+    assert assert_moe_close(low, inputs, op="topk_routing", spec=spec, tie="lowest_index").verdict is Verdict.PASS
+    with pytest.raises(MoeMismatch, match="It declares tie="):
+        assert_moe_close(high, inputs, op="topk_routing", spec=spec, tie="lowest_index")
+
+
+def test_the_dump_keeps_the_rule_for_equal_scores(tmp_path: Path) -> None:
+    inputs, _, high = _tied_call()
+    path = capture(tmp_path / "a", inputs=inputs, output=high, op="topk_routing", spec=TOP2, tie="lowest_index")
+    assert moecheck_command("check", path).code == 1
+
+
+def test_a_factor_shows_where_the_contract_is_only_nearly_known() -> None:
+    """Weights 1.001 times in one of two kernels, after which no contract explains the bits."""
+    case = small_case(num_tokens=64, num_experts=8, hidden_size=128, intermediate_size=64)
+    inputs = dict(case.inputs())
+    weights = inputs["topk_weights"].astype(np.float64)
+    outs = {}
+    for factor in (1.0, 1.001):
+        call = described({**inputs, "topk_weights": (weights * factor).astype(np.float32)})
+        outs[factor] = honest_outputs(call.case, call.oracle())
+    assert assert_moe_close(outs[1.0], inputs, numerics="identify").verdict is Verdict.PASS
+    with pytest.raises(MoeMismatch, match="near_contract"):
+        assert_moe_close(outs[1.001], inputs, numerics="identify")
+
+
 def test_a_failing_call_is_kept_where_the_environment_asks_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +232,10 @@ def test_without_it_the_message_says_how() -> None:
         pytest.param(np.ones(3), small_case(), {"op": np.zeros(3)}, "has its own op and spec", id="an array as op"),
         pytest.param(np.ones(3), small_case(), {"spec": np.zeros(3)}, "has its own op and", id="an array as spec"),
         pytest.param(np.ones(3), small_case().inputs(), {"op": 3}, "op=3 must be text", id="an op that is no text"),
+        pytest.param(
+            np.ones(3), small_case(), {"tie": "first"}, "tie='first' must be 'lowest_index' or None", id="tie"
+        ),
+        pytest.param(np.ones(3), small_case(), {"tie": ["x"]}, r"tie=\['x'\] must be 'lowest", id="a list as tie"),
         pytest.param(np.ones(3), {1: 2}, {}, "1 is no name of an argument", id="a number as name"),
         pytest.param(np.ones(3), small_case().inputs(), {"spec": 3}, "spec must be .* not int", id="spec"),
     ],
