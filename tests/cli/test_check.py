@@ -254,6 +254,7 @@ IDS = np.full((12, 2), 4, np.int32)
         pytest.param({"moecheck": '{"op": "permute"}', "op": True}, "a call of permute, not of fused", id="other op"),
         pytest.param({"moecheck": '{"numerics": {"act": "fp9"}}'}, "Numerics.act='fp9' must be", id="numerics"),
         pytest.param({"moecheck": '{"note": {"a": 1}}'}, "its note is {'a': 1}, which is no text", id="note"),
+        pytest.param({"moecheck": '{"tie": "first"}'}, "tie='first' must be 'lowest_index' or None", id="tie"),
         pytest.param({"moecheck": '{"kernel": 5}'}, "its kernel is 5, which is no text", id="kernel"),
         pytest.param({"moecheck": '{"numerics": 3}'}, "numerics do not fit", id="numerics that are none"),
     ],
