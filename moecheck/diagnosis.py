@@ -11,9 +11,11 @@ from moecheck.cases import Case
 from moecheck.checks.layer import layer_values
 from moecheck.checks.legal_sets import ambiguous_rows, choice_of
 from moecheck.diagnosis_evidence import LEAST_GAIN, Bool, Evidence, Score, score, z_of
-from moecheck.diagnosis_families import ANYTHING, Hypothesis, families
-from moecheck.diagnosis_location import locate
+from moecheck.diagnosis_families import families
+from moecheck.diagnosis_hypothesis import ANYTHING, PRICE, Hypothesis, slope_bias
+from moecheck.diagnosis_location import Location, locate
 from moecheck.diagnosis_parts import experts_of, parts_of
+from moecheck.diagnosis_slight import slight_hypotheses
 from moecheck.formats import AnyArray, to_float64
 from moecheck.mutants import mutants_for
 from moecheck.mutants.call import Prediction, call_of, decoded, predict, value
@@ -22,7 +24,6 @@ from moecheck.oracle import Oracle
 
 VALUE_OPS = ("unpermute", "grouped_gemm", "act_and_mul", "fused_experts", "moe_layer")
 ROWS = {"grouped_gemm": "row", "act_and_mul": "row"}
-LEAST_SHARE = 0.5  # of the sum of z^2, where the reference explains the output as well
 EQUAL = 25.0  # hypotheses whose sums of z^2 differ by less cannot be told apart
 SIMPLER = 100.0  # what a fitted number gains by chance, errors of one row being correlated
 CLOSEST = 0.1  # a hypothesis that leaves at most this share of the error is worth a word
@@ -122,9 +123,12 @@ class _Search:
 
     def _ranked(self, evidence: Evidence) -> list[tuple[Hypothesis, Score]]:
         """All hypotheses, most likely first."""
-        parts = parts_of(self.call) if _work(self.case) <= LARGEST else None
+        large = _work(self.case) > LARGEST
+        parts = None if large else parts_of(self.call)
+        bias = slope_bias(self.numerics, self.case.dtype)
         found = [*self._catalogue(evidence)]
-        found += families(evidence, parts, experts_of(self.call), self.row, self.numerics is not None)
+        found += slight_hypotheses(evidence, self.call, parts, self.row, bias=bias, numerics=self.numerics, large=large)
+        found += families(evidence, parts, experts_of(self.call), self.row, bias)
         scored = [(one, score(evidence, one.prediction)) for one in found]
         return sorted(scored, key=lambda pair: pair[1].cost)
 
@@ -132,14 +136,14 @@ class _Search:
         """The mutants, screened with the reference's sigma; the most likely ones with their own."""
         if _work(self.case) > LARGEST:
             return []
-        sigma = evidence.reference.sigma
+        right, sigma = evidence.reference
         screened = []
         for mutant in mutants_for(self.case):
             if mutant.fitted:
                 continue
             mutation = mutant.change(self.call)
             prediction = Prediction(value(mutation), sigma)
-            if prediction.value.shape == evidence.out.shape:
+            if prediction.value.shape == right.shape and not np.array_equal(prediction.value, right, equal_nan=True):
                 screened.append((score(evidence, prediction).cost, mutant, mutation))
         screened.sort(key=lambda entry: entry[0])
         return [
@@ -149,36 +153,26 @@ class _Search:
                 prediction=predict(mutation, self.numerics, sigma, self.case.dtype),
                 complexity=0,
                 sources=mutant.sources,
+                rough=mutant.rough,
             )
             for _, mutant, mutation in screened[:LOOKED_AT]
         ]
 
     def _best(self, ranked: list[tuple[Hypothesis, Score]], reference: Score) -> tuple[Hypothesis, Score] | None:
         """The simplest of the most likely hypotheses, if it explains the output far better than the reference."""
-        explaining = [(one, s) for one, s in ranked if s.explains and self._gains(one, s, reference)]
-        if not explaining:
+        explaining = [(one, s) for one, s in ranked if one.accepted(s, reference)]
+        few = [pair for pair in explaining if pair[0].complexity < ANYTHING]
+        if not few:  # numbers for every slot must do better by far than anything simple, whether it explains or not
+            simple = min((s.cost for one, s in ranked if one.complexity < ANYTHING), default=reference.cost)
+            few = [(one, s) for one, s in explaining if simple - s.cost > LEAST_GAIN + PRICE * one.parameters]
+        if not few:
             return None
-        few = [pair for pair in explaining if pair[0].complexity < ANYTHING] or explaining
         compared = self._on_one_scale(few)
         least = min(s.cost for _, s in compared)
         return min(
             (pair for pair in compared if pair[1].cost <= least + (SIMPLER if pair[0].complexity == 0 else EQUAL)),
             key=lambda pair: (pair[0].complexity, pair[1].cost),
         )
-
-    @staticmethod
-    def _gains(one: Hypothesis, s: Score, reference: Score) -> bool:
-        """Whether it is far better than the reference.
-
-        Where the reference explains the output too, a bug must take away a share of the error, for values that recur
-        (act of a clamp's limit) are rounded alike; and fitted numbers follow the errors that a row's columns share, so
-        they count by their own standard error only.
-        """
-        if one.slight and reference.cost > s.cost:
-            return True
-        if not reference.explains:
-            return reference.cost - s.cost > LEAST_GAIN
-        return one.complexity == 0 and reference.cost - s.cost > max(LEAST_GAIN, LEAST_SHARE * reference.cost)
 
     def _on_one_scale(self, explaining: list[tuple[Hypothesis, Score]]) -> list[tuple[Hypothesis, Score]]:
         """The scores with costs by the sigma of the simplest one: only differences of values shall count."""
@@ -192,12 +186,15 @@ class _Search:
 
     def _named(self, best: tuple[Hypothesis, Score], ranked: list[tuple[Hypothesis, Score]]) -> Diagnosis:
         one, s = best
-        rivals = self._on_one_scale([best, *(p for p in ranked if p[0] is not one and p[1].explains)])
+        accepted = [(other, its) for other, its in ranked if other is not one and other.accepted(its, self.reference)]
+        rivals = self._on_one_scale([best, *accepted])
         least = rivals[0][1].cost
         equal = [o for o, its in rivals[1:] if o.complexity <= one.complexity and abs(its.cost - least) <= EQUAL]
         words = one.words + (f" ({one.sources[0]})" if one.sources else "")
         if equal:
             words += f", or {'; or '.join(other.words for other in equal[:2])}: equal on this case"
+        if not s.explains:
+            words += ", up to bits that cannot be foreseen"
         sentence = f"looks like: {words}; residual rms z {_z(s)} against {_z(self.reference)} for the reference."
         return self._made(sentence, one, s, tuple(other.name for other in equal))
 
@@ -232,13 +229,17 @@ class _Search:
     def _made(
         self, sentence: str, one: Hypothesis | None, s: Score, also: tuple[str, ...], name: str | None = None
     ) -> Diagnosis:
+        where = locate(self.evidence, experts_of(self.call), self.row)
+        if one is not None and one.everywhere:
+            where = Location(row=self.row)
+        nowhere = one is not None and one.slight and not one.everywhere and not (where.rows or where.columns)
         return Diagnosis(
             sentence=sentence,
             hypothesis=one.name if one else name,
             issue=one.sources[0] if one and one.sources else None,
             rms_z=s.rms_z,
             rms_z_reference=self.reference.rms_z,
-            location=locate(self.evidence, experts_of(self.call), self.row).words(),
+            location="" if nowhere else where.words(),  # the sentence says where, and no element stands out
             also=also,
         )
 

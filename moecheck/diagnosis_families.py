@@ -3,73 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from moecheck.bounds import z_limit
 from moecheck.checks.place import names
-from moecheck.diagnosis_evidence import Bool, Evidence, fit_factor, z_of
+from moecheck.diagnosis_evidence import Bool, Evidence, Fit, fit_factor, z_of
+from moecheck.diagnosis_hypothesis import ANYTHING, CERTAIN, Hypothesis, number
 from moecheck.diagnosis_parts import Parts
 from moecheck.formats import Float64
 from moecheck.mutants.call import Ids, Prediction
 
-CERTAIN = 8.0  # standard errors by which a fitted factor must differ from 1
-BIAS = 5e-4  # slope that the stores of an honest kernel explain, undeclared
-BIAS_DECLARED = 5e-5  # and against the reference with its own rounding points
-ANYTHING = 9  # complexity of a hypothesis with so many numbers that it is only asked where no other explains
 NOTHING = 0.1  # a fitted factor this near to 0, or to 1, is taken for it; the score decides
 MOST_COMPARED = 1 << 26  # elements looked at to find which row another one repeats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hypothesis:
-    """One explanation. complexity: 0 for a bug without free numbers; a simpler one is preferred where both explain.
-
-    slight: its difference from the reference may be too small for the sum of z^2, and was judged by its own error.
-    """
-
-    name: str
-    words: str
-    prediction: Prediction
-    complexity: int
-    sources: tuple[str, ...] = ()
-    slight: bool = False
-
-
 def families(
-    evidence: Evidence, parts: Parts | None, experts: Ids | None, row: str, known: bool
+    evidence: Evidence, parts: Parts | None, experts: Ids | None, row: str, bias: float
 ) -> Iterator[Hypothesis]:
-    """Every fitted hypothesis that has a chance. known: the contract is, so that `rounded` can be trusted."""
-    yield from _factors(evidence, parts, known)
+    """Every fitted hypothesis about rows, columns and experts that has a chance.
+
+    bias: how far the slope of an honest kernel may lie from 1.
+    """
     yield from _lines(evidence, row)
     yield from _unwritten(evidence, row)
     if parts is not None:
-        yield from _slots(evidence, parts)
+        yield from _slots(evidence, parts, bias)
     elif experts is not None:
         yield from _groups(evidence, experts)
-
-
-def _factors(evidence: Evidence, parts: Parts | None, known: bool) -> Iterator[Hypothesis]:
-    value, sigma = evidence.reference
-    base = evidence.rounded if known else value
-    fit = fit_factor(evidence.out, base, sigma, evidence.judged)
-    bias = BIAS_DECLARED if known else BIAS
-    if fit is not None and abs(fit.factor - 1.0) > CERTAIN * fit.error + bias:
-        words = f"the output is {_number(fit.factor, fit.error)} times the right one"
-        prediction = Prediction(fit.factor * value, np.abs(fit.factor) * sigma)
-        yield Hypothesis(name="factor", words=words, prediction=prediction, complexity=1, slight=True)
-    if parts is None or not np.any(parts.rest):
-        return
-    for name, part, others, label in (
-        ("routed_factor", parts.routed, parts.rest, "the routed part"),
-        ("shared_factor", parts.rest, parts.routed, "the shared experts' part"),
-    ):
-        fit = fit_factor(evidence.out - others, part, sigma, evidence.judged)
-        if fit is not None and abs(fit.factor - 1.0) > CERTAIN * fit.error + bias:
-            words = f"{label} is {_number(fit.factor, fit.error)} times the right one"
-            prediction = Prediction(others + fit.factor * part, sigma * max(1.0, abs(fit.factor)))
-            yield Hypothesis(name=name, words=words, prediction=prediction, complexity=2, slight=True)
 
 
 def _lines(evidence: Evidence, row: str) -> Iterator[Hypothesis]:
@@ -159,11 +120,11 @@ def _unwritten(evidence: Evidence, row: str) -> Iterator[Hypothesis]:
             yield Hypothesis(name=name, words=words, prediction=prediction, complexity=6)
 
 
-def _slots(evidence: Evidence, parts: Parts) -> Iterator[Hypothesis]:
+def _slots(evidence: Evidence, parts: Parts, bias: float) -> Iterator[Hypothesis]:
     """Experts that contribute nothing or too much, single slots that are lost, and any other weights."""
     value, sigma = evidence.reference
     fitted = _expert_factors(evidence, parts)
-    gone = [e for e, c in fitted.items() if abs(c) < NOTHING]
+    gone = [e for e, one in fitted.items() if abs(one.factor) < NOTHING]
     if 0 < len(gone) < len(fitted):
         missing = sum((parts.of_expert(e) for e in gone), np.zeros(value.shape))
         verb = "contributes" if len(gone) == 1 else "contribute"
@@ -172,13 +133,14 @@ def _slots(evidence: Evidence, parts: Parts) -> Iterator[Hypothesis]:
             name="expert_dropped", words=words, prediction=Prediction(value - missing, sigma), complexity=2
         )
     elif len(fitted) > 1:
-        expert = max(fitted, key=lambda e: abs(fitted[e] - 1.0))
+        expert = max(fitted, key=lambda e: abs(fitted[e].factor - 1.0) / max(fitted[e].error, 1e-12))
         part = parts.of_expert(expert)
         fit = fit_factor(evidence.out - (value - part), part, sigma, evidence.judged)
         if fit is not None:
-            words = f"expert {expert} contributes {_number(fit.factor, fit.error)} times what it should"
+            words = f"expert {expert} contributes {number(fit.factor, fit.error)} times what it should"
             scaled = Prediction(value + (fit.factor - 1.0) * part, sigma * max(1.0, abs(fit.factor)))
-            yield Hypothesis(name="expert_factor", words=words, prediction=scaled, complexity=3)
+            certain = abs(fit.factor - 1.0) > CERTAIN * fit.error + bias
+            yield Hypothesis(name="expert_factor", words=words, prediction=scaled, complexity=3, slight=certain)
     ratio = _slot_factors(evidence, parts)
     lost = np.abs(ratio) < NOTHING
     if lost.any() and (lost | (np.abs(ratio - 1.0) < NOTHING)).all():
@@ -195,11 +157,20 @@ def _slots(evidence: Evidence, parts: Parts) -> Iterator[Hypothesis]:
         f"the experts' outputs are right and their weights are not: token {token}, slot {slot} weighs "
         f"{ratio[token, slot] * weights:.4g} instead of {weights:.4g}"
     )
-    yield Hypothesis(name="other_weights", words=words, prediction=Prediction(other, sigma), complexity=ANYTHING)
+    yield Hypothesis(
+        name="other_weights",
+        words=words,
+        prediction=Prediction(other, sigma),
+        complexity=ANYTHING,
+        parameters=ratio.size,
+    )
 
 
-def _expert_factors(evidence: Evidence, parts: Parts) -> dict[int, float]:
-    """Expert -> the factor of its contribution, all fitted together by weighted least squares."""
+def _expert_factors(evidence: Evidence, parts: Parts) -> dict[int, Fit]:
+    """Expert -> the factor of its contribution, all fitted together by weighted least squares.
+
+    The errors are those of independent elements: they only say which expert stands out.
+    """
     experts = np.unique(parts.experts[parts.experts >= 0])
     if not len(experts):
         return {}
@@ -216,7 +187,13 @@ def _expert_factors(evidence: Evidence, parts: Parts) -> dict[int, float]:
             both = held[:, s] & held[:, r]
             np.add.at(gram, (position[both, s], position[both, r]), products[both, s, r])
     solution = np.linalg.lstsq(gram, right, rcond=1e-12)[0]
-    return {int(e): float(1.0 + c) for e, c in zip(experts, solution, strict=True) if gram.diagonal().any()}
+    if not gram.diagonal().any():
+        return {}
+    errors = np.sqrt(np.maximum(np.linalg.pinv(gram, rcond=1e-12, hermitian=True).diagonal(), 0.0))
+    return {
+        int(e): Fit(factor=float(1.0 + c), error=float(error))
+        for e, c, error in zip(experts, solution, errors, strict=True)
+    }
 
 
 def _slot_factors(evidence: Evidence, parts: Parts) -> Float64:
@@ -259,12 +236,6 @@ def _transposed(evidence: Evidence) -> Evidence:
         rounded=evidence.rounded.T,
         judged=evidence.judged.T,
     )
-
-
-def _number(value: float, error: float) -> str:
-    """A number with as many digits as its error allows, and the error: `1.0500 ± 0.0001`."""
-    digits = int(np.clip(np.ceil(-np.log10(max(error, 1e-9))), 2, 6))
-    return f"{value:.{digits}f} ± {max(error, 10.0**-digits):.{digits}f}"
 
 
 def _are(mask: Bool) -> str:

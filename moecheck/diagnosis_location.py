@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moecheck.bounds import SLACK, z_limit
 from moecheck.checks.place import names
 from moecheck.diagnosis_evidence import Evidence, z_of
 from moecheck.formats import Float64
@@ -14,6 +15,8 @@ from moecheck.mutants.call import Ids
 TILES = (256, 128, 64, 32, 16, 8)
 BEYOND = 4.0  # standard deviations from which on an element counts as wrong
 SHARE = 0.95  # of the error that the named rows or columns carry
+MOST = 0.5  # of the error that elements which stand out must carry; else all elements count
+MANY = 16  # more columns than this are a place only where they follow each other
 FEW = 0.5  # more than this share of all rows or columns is no place
 
 
@@ -52,12 +55,17 @@ def locate(evidence: Evidence, experts: Ids | None, row: str) -> Location:
     """Where the output differs from the reference by more than rounding. experts: [rows, k] int, -1 for none."""
     z = np.where(evidence.judged, z_of(evidence.out, evidence.reference), 0.0)
     energy = np.where(z > BEYOND, np.square(z), 0.0)
-    if not energy.any():  # nothing stands out: what there is of it
+    excess = float((np.square(z) - 1.0)[evidence.judged].sum())  # beyond what rounding explains
+    if energy.sum() <= MOST * excess or not np.any(
+        z > z_limit(z.size) / SLACK
+    ):  # the tail of an error that is everywhere
         energy = np.maximum(np.square(z) - 1.0, 0.0)
     total = float(energy.sum())
     if total <= 0.0:
         return Location(row=row)
     rows, columns = _carriers(energy.sum(axis=1)), _carriers(energy.sum(axis=0))
+    if len(columns) > MANY and not edge_of(columns, z.shape[1]):
+        columns = ()
     inside = energy[np.ix_(rows if rows else range(z.shape[0]), columns if columns else range(z.shape[1]))]
     return Location(
         rows=rows,

@@ -15,7 +15,8 @@ from moecheck.checks.place import names
 from moecheck.checks.routing import judged_rows
 from moecheck.diagnosis import CLOSEST, SIMPLER, Diagnosis
 from moecheck.diagnosis_evidence import LARGEST_Z, LEAST_GAIN, Bool, Score, fit_factor
-from moecheck.diagnosis_families import CERTAIN, _number
+from moecheck.diagnosis_hypothesis import CERTAIN, number
+from moecheck.diagnosis_slight import MOST_EPS, eps_words, weight_sums
 from moecheck.formats import AnyArray, Float64, to_float64
 from moecheck.mutants import mutants_for
 from moecheck.mutants.call import Call, Ids, Slots, call_of, slots_of
@@ -23,6 +24,8 @@ from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
 
 BOUND = 4.0  # standard deviations that the bound on a weight stands for
+LEAST_EPS = 1e-7  # of a constant added to the sum of the weights, which fp32 may show
+FEW_TOKENS = 3  # with a factor of their own
 SHOWN = 8  # tokens named at most before they count as many
 
 
@@ -133,23 +136,50 @@ def _fitted(seen: Slots, right: Slots, z: Float64, judged: Bool, call: Call) -> 
     routed = (right.ids < call.case.num_experts) & judged[:, None]
     a, b = _sorted(seen), _sorted(right)
     same = (a.ids == b.ids) & judged[:, None] & (b.ids < call.case.num_experts)
+    yield from _eps(seen, right, same, judged, call)  # before the factor, which a usual eps may equal
     fit = fit_factor(a.weights, b.weights, np.where(same, np.abs(b.weights), 0.0), same, sized=False)
     if fit is not None and abs(fit.factor - 1.0) > CERTAIN * fit.error + 1e-6:
-        words = f"the weights are {_number(fit.factor, fit.error)} times the right ones"
+        words = f"the weights are {number(fit.factor, fit.error)} times the right ones"
         scaled = np.where(routed, fit.factor, 1.0) * right.weights
         yield Guess("factor", words, Slots(scaled, right.ids), judged, complexity=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         sums = np.where(same, a.weights, 0.0).sum(axis=1) / np.where(same, b.weights, 0.0).sum(axis=1)
     if same[judged].any() and np.isfinite(sums[judged]).all():
         words = (
-            f"each token's weights are right up to a factor of its own, {sums[judged].min():.3g} to "
-            f"{sums[judged].max():.3g}: another normalisation"
+            f"each token's weights are right up to a factor of its own, {_factor(sums[judged].min())} to "
+            f"{_factor(sums[judged].max())}: another normalisation"
         )
         scaled = np.where(routed, sums[:, None], 1.0) * right.weights
         yield Guess("token_factor", words, Slots(scaled, right.ids), judged, complexity=3)
     bad = judged & (z.max(axis=1) > BOUND)
+    if 0 < bad.sum() <= FEW_TOKENS < judged.sum() and np.isfinite(sums[bad]).all():
+        each = ", ".join(f"{_factor(sums[t])} times those of token {t}" for t in np.flatnonzero(bad))
+        scaled = np.where(routed & bad[:, None], sums[:, None], 1.0) * right.weights
+        words = f"the weights are {each}, and those of the other tokens are right"
+        yield Guess("row_factor", words, Slots(scaled, right.ids), judged, complexity=2)
     if 0 < bad.sum() < judged.sum():
         yield from _rows(seen, right, bad, judged)
+
+
+def _eps(seen: Slots, right: Slots, same: Bool, judged: Bool, call: Call) -> Iterator[Guess]:
+    """The weights divided by their sum + eps, where eps is the same for all tokens: w = w' (1 + eps / sum)."""
+    sums = weight_sums(call)
+    if sums is None or not same.any():
+        return
+    a, b = _sorted(seen), _sorted(right)
+    fit = fit_factor(b.weights - a.weights, a.weights / sums, np.where(same, np.abs(b.weights), 0.0), same, sized=False)
+    if fit is None or not max(CERTAIN * fit.error, LEAST_EPS) < fit.factor < MOST_EPS:
+        return
+    routed = (right.ids < call.case.num_experts) & judged[:, None]
+    scaled = np.where(routed, sums / (sums + fit.factor), 1.0) * right.weights
+    words, complexity = eps_words(fit.factor, fit.error)
+    yield Guess("renorm_eps", words, Slots(scaled, right.ids), judged, complexity=complexity)
+
+
+def _factor(value: float) -> str:
+    """A factor with three digits of what differs from 1: `1.0001`, `0.5`."""
+    digits = 2 - int(np.floor(np.log10(max(abs(value - 1.0), 1e-8))))
+    return f"{value:.{min(max(digits, 3), 9)}f}".rstrip("0").rstrip(".")
 
 
 def _rows(seen: Slots, right: Slots, bad: Bool, judged: Bool) -> Iterator[Guess]:

@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from moecheck.cases import Case
-from moecheck.formats import Float64, to_float64
+from moecheck.formats import Float64, round_to, to_float64
 from moecheck.spec import ExpertSpec, GateUpLayout
 
 from .call import Call, Mutation, Term, slots_of, with_experts, with_inputs, with_slots
-from .expert_maths import value_by
+from .expert_maths import Maths, right_hidden, value_by
 from .registry import mutant
 from .shared import routed_only
 
@@ -238,6 +238,27 @@ def up_missing(call: Call) -> Float64:
 )
 def sigmoid_for_silu(call: Call) -> Float64:
     return value_by(call, lambda maths, g, u: maths.up(u) / (1.0 + np.exp(-g)))
+
+
+@mutant(
+    "sigmoid_by_tanh",
+    "the sigmoid is 0.5 + 0.5 tanh(x / 2) in fp32, off by 2^-25 whatever its size: gates far below 0 lose all digits",
+    *ACTIVATED,
+    when=lambda case: experts(case).activation in ("silu", "situ"),
+    rough=True,
+)
+def sigmoid_by_tanh(call: Call) -> Float64:
+    alpha = experts(call.case).swiglu_alpha if experts(call.case).activation == "silu" else 1.0
+
+    def hidden(maths: Maths, g: Float64, u: Float64) -> Float64:
+        tanh = round_to(np.tanh(round_to(0.5 * alpha * g, "fp32")), "fp32")
+        approximate = round_to(0.5 + 0.5 * tanh, "fp32")
+        with np.errstate(over="ignore"):
+            inverse = 1.0 + np.exp(-alpha * g)
+        scaled = right_hidden(maths, g, u) * approximate
+        return np.where(scaled == 0.0, 0.0, scaled * inverse)
+
+    return value_by(call, hidden)
 
 
 @mutant("b1_dropped", "the first bias is ignored", *EXPERTS, when=lambda case: experts(case).w13_bias)

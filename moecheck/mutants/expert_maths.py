@@ -1,9 +1,10 @@
-"""An expert with any other function between its two GEMMs, for mutants that no spec can express."""
+"""An expert with any other function between its GEMMs, or any other GEMM, for mutants that no spec can express."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -38,12 +39,30 @@ class Maths:
 
 
 Function = Callable[[Maths, Float64, Float64], Float64]
+Multiply = Callable[[Float64, Float64], Float64]
 
 
-def value_by(call: Call, function: Function) -> Float64:
-    """The call's output with h = function(maths, gate, up) in each expert, shared ones too; up is 1 where not gated."""
+def right_hidden(maths: Maths, gate: Float64, up: Float64) -> Float64:
+    """act(gate) * (up + beta); `up` is 1 and beta no part of it where the expert is not gated."""
+    return maths.act(gate) * (maths.up(up) if maths.spec.gated else 1.0)
+
+
+def right_product(x: Float64, w: Float64) -> Float64:
+    """X W^T. x: [n, K]. w: [N, K]. Returns [n, N]."""
+    return x @ w.T
+
+
+def value_by(
+    call: Call, function: Function = right_hidden, first: Multiply = right_product, second: Multiply = right_product
+) -> Float64:
+    """The call's output with h = function(maths, gate, up) in each expert, shared ones too; up is 1 where not gated.
+
+    first, second: the products of the two GEMMs, without their biases; grouped_gemm has the first only.
+    """
     if call.case.op == "act_and_mul":
         return _hidden(call, to_float64(call.inputs["x"]), function)
+    if call.case.op == "grouped_gemm":
+        return _groups(call, first)
     inputs, x = call.inputs, to_float64(call.inputs["hidden_states"])
     slots = slots_of(call)
     ids = slots.ids
@@ -57,27 +76,41 @@ def value_by(call: Call, function: Function) -> Float64:
         tokens, chosen = np.nonzero(rows == expert)
         w = slots.weights[tokens, chosen][:, None]
         on_input = call.case.spec.experts.weight_on_input
-        g = (w * x[tokens] if on_input else x[tokens]) @ to_float64(inputs["w13"][expert]).T
+        g = first(w * x[tokens] if on_input else x[tokens], to_float64(inputs["w13"][expert]))
         g = g + to_float64(inputs["w13_bias"][expert]) if "w13_bias" in inputs else g
-        z = _hidden(call, g, function) @ to_float64(inputs["w2"][expert]).T
+        z = second(_hidden(call, g, function), to_float64(inputs["w2"][expert]))
         z = z + to_float64(inputs["w2_bias"][expert]) if "w2_bias" in inputs else z
         out[tokens] += z if on_input else w * z  # a token meets an expert once
-    return out if not layer else out * module._output_factor(routing) + _shared(call, x, function)
+    return out if not layer else out * module._output_factor(routing) + _shared(call, x, function, first, second)
 
 
-def _shared(call: Call, x: Float64, function: Function) -> Float64:
+def _groups(call: Call, product: Multiply) -> Float64:
+    """The output of a grouped GEMM, [rows, N]; rows beyond the last group are zero."""
+    inputs = call.inputs
+    x, ends = to_float64(inputs["x"]), [0, *inputs["expert_ends"].tolist()]
+    out = np.zeros((len(x), inputs["w"].shape[1]))
+    for expert, (start, end) in enumerate(pairwise(ends)):
+        if end > start:
+            out[start:end] = product(x[start:end], to_float64(inputs["w"][expert]))
+            if "bias" in inputs:
+                out[start:end] += to_float64(inputs["bias"][expert])
+    return out
+
+
+def _shared(call: Call, x: Float64, function: Function, first: Multiply, second: Multiply) -> Float64:
     """The shared experts' part of a layer, [T, H], and that of zero experts."""
     inputs, module = call.inputs, reference_modules()["moe_layer"]
     kind, part = call.case.spec.shared_experts, np.zeros(x.shape)
     if call.case.spec.routing.num_zero_experts:
         ids = slots_of(call).ids
-        first = call.case.num_experts - call.case.spec.routing.num_zero_experts
-        zero = (ids >= first) & (ids < call.case.num_experts)
+        start = call.case.num_experts - call.case.spec.routing.num_zero_experts
+        zero = (ids >= start) & (ids < call.case.num_experts)
         weights = np.where(zero, slots_of(call).weights, 0.0).sum(axis=1, keepdims=True)
         part = x * weights * module._output_factor(call.case.spec.routing)
     if kind == "none":
         return part
-    shared = _hidden(call, x @ to_float64(inputs["shared_w13"]).T, function) @ to_float64(inputs["shared_w2"]).T
+    hidden = _hidden(call, first(x, to_float64(inputs["shared_w13"])), function)
+    shared = second(hidden, to_float64(inputs["shared_w2"]))
     if kind == "gated":
         shared = shared * module.sigmoid(x @ to_float64(inputs["shared_gate"]))[:, None]
     return part + shared

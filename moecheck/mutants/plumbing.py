@@ -193,6 +193,11 @@ def padding_reads_last_row(call: Call) -> Call:
     return with_slots(call, ids=np.where(rows < 0, len(call.inputs["permuted"]) - 1, rows))
 
 
+@mutant("pad_row_read", "an index of -1 reads row 0", "unpermute", variant="first", when=padded)
+def padding_reads_first_row(call: Call) -> Call:
+    return with_slots(call, ids=np.maximum(slots_of(call).ids, 0))
+
+
 @mutant(
     "wrong_row_in_unpermute",
     "each slot reads the row after its own",

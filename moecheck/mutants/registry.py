@@ -30,7 +30,8 @@ class Mutant:
 
     name: as in the list of known bugs. variant: which of several parameters. words: what is wrong, for people.
     sources: where it happened, OWNER/REPO#NUMBER. ops: whose outputs it changes. when: on which cases it has a meaning.
-    fitted: it has numbers (a factor, a row, an expert) that diagnosis finds from the output itself.
+    fitted: it has numbers (a factor, a row, an expert) that diagnosis finds from the output itself. rough: where it
+    rounds is known, and not every bit of what a kernel makes there. slight: it may stay within rounding's own size.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Mutant:
     sources: tuple[str, ...] = ()
     variant: str = ""
     fitted: bool = False
+    rough: bool = False
+    slight: bool = False
 
     @property
     def id(self) -> str:
@@ -71,6 +74,8 @@ def mutant(
     sources: tuple[str, ...] = (),
     variant: str = "",
     fitted: bool = False,
+    rough: bool = False,
+    slight: bool = False,
 ) -> Callable[[AnyChange], AnyChange]:
     """Register the decorated change of a call as a mutant; returns the function unchanged."""
 
@@ -84,6 +89,8 @@ def mutant(
             sources=sources,
             variant=variant,
             fitted=fitted,
+            rough=rough,
+            slight=slight,
         )
         if made.id in _MUTANTS:
             raise HarnessError(f"Two mutants are named {made.id!r}.")

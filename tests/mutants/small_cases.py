@@ -59,6 +59,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         *(case("moe_layer", routing, dtype="fp32") for routing in ROUTINGS),
         case("moe_layer", GROUPED, load="negative", dtype="fp32"),
         *(case("moe_layer", TOP2, experts=experts, dtype="fp32") for experts in ACTIVATIONS),
+        case("moe_layer", stratum="one_hot", dtype="fp32"),
         case("moe_layer", RoutingSpec(top_k=1, scoring="sigmoid"), experts=ExpertSpec(weight_on_input=True)),
     ),
     "fused_experts": (
@@ -70,6 +71,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("fused_experts", num_local_experts=3, map_style="shuffled"),
         case("fused_experts", load="padding"),
         case("fused_experts", num_tokens=2),
+        case("fused_experts", stratum="one_hot", dtype="fp32"),
     ),
     "topk_routing": (
         *(case("topk_routing", routing, dtype="fp32") for routing in ROUTINGS),
@@ -77,7 +79,10 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("topk_routing", replace(FACTOR, num_fused_shared_experts=1), dtype="fp32"),
         case("topk_routing", replace(TOP4, num_fused_shared_experts=2, routed_scaling_factor=2.5), dtype="fp32"),
     ),
-    "act_and_mul": tuple(case("act_and_mul", experts=experts, dtype="fp32") for experts in ACTIVATIONS),
+    "act_and_mul": (
+        *(case("act_and_mul", experts=experts, dtype="fp32") for experts in ACTIVATIONS),
+        case("act_and_mul"),
+    ),
     "unpermute": (case("unpermute"), case("unpermute", TOP4), case("unpermute", load="padding", dtype="fp32")),
     "grouped_gemm": (
         case("grouped_gemm"),

@@ -20,7 +20,11 @@ from tests.mutants.small_cases import CASES, case
 STORES = Numerics(gate_up="input", act_times_up="input", per_expert="input")
 # Cheapest first: a mutant is named on the first of its ops, and must be wrong on all of them.
 OPS = ("topk_routing", "act_and_mul", "unpermute", "grouped_gemm", "fused_experts", "moe_layer")
+SLIGHT = {
+    m.id for m in all_mutants() if m.slight
+}  # those of rounding itself: tests/test_diagnosis_slight.py names them
 PAIRS = [pytest.param(op, m, id=f"{op}: {m.id}") for m in all_mutants() for op in OPS if op in m.ops]
+LEAST_CHANGED = 0.05
 # What a mutant is called where it makes the same output as another one on every case of the op.
 SAME = {"1_token_zero": {"slot_lost"}}
 
@@ -38,6 +42,8 @@ def wrong_on(one: Mutant, which: Case) -> bool:
         right = known.outputs(which)
         return not (np.array_equal(outputs[1], right[1]) and np.allclose(outputs[0], right[0], rtol=1e-5, atol=0))
     values = known.values(which, None)
+    if one.slight:  # beside an output that is rounded once
+        return bool((to_float64(outputs[0]) != values.rounded).mean() > LEAST_CHANGED)
     return not bool((np.abs(to_float64(outputs[0]) - values.true) <= 12 * values.sigma).all())
 
 
@@ -50,7 +56,7 @@ def test_it_is_wrong_on_a_case(op: str, one: Mutant) -> None:
     assert case_for(one, op) is not None, "no case on which it differs from the right output"
 
 
-@pytest.mark.parametrize("one", all_mutants(), ids=lambda m: m.id)
+@pytest.mark.parametrize("one", [m for m in all_mutants() if m.id not in SLIGHT], ids=lambda m: m.id)
 def test_it_is_named_where_it_is_wrong(one: Mutant) -> None:
     op = next(op for op in OPS if op in one.ops)
     which = case_for(one, op)
@@ -69,7 +75,7 @@ def test_it_says_what_is_wrong_and_where_it_happened(one: Mutant) -> None:
     assert one.words
     assert one.words[-1] != "."
     assert one.ops <= CASES.keys()
-    assert one.family in ("activation", "gemm", "plumbing", "routing", "shared")
+    assert one.family in ("activation", "gemm", "plumbing", "rounding", "routing", "shared")
     for source in one.sources:
         assert re.fullmatch(r"[\w-]+/[\w-]+#\d+", source), source
 
@@ -77,7 +83,7 @@ def test_it_says_what_is_wrong_and_where_it_happened(one: Mutant) -> None:
 def test_ids_are_unique_and_the_catalogue_has_every_class() -> None:
     ids = [m.id for m in all_mutants()]
     assert len(set(ids)) == len(ids) >= 90
-    assert len({m.family for m in all_mutants()}) == 5
+    assert len({m.family for m in all_mutants()}) == 6
 
 
 def test_none_applies_without_tokens() -> None:
@@ -101,7 +107,7 @@ def test_a_mutants_output_is_rounded_as_the_contract_says() -> None:
     """Under the kernel's stores it is as far from its own unrounded value as a right kernel is from the right one."""
     which, known = case("fused_experts", dtype="bf16"), oracle("fused_experts")
     for one in mutants_for(which):
-        if one.name in ("all_zeros", "nan_rows", "last_col_stale", "1_token_zero", "returns_input"):
+        if one.name in ("truncating_store", "all_zeros", "nan_rows", "last_col_stale", "1_token_zero", "returns_input"):
             continue  # nothing is computed there that could be rounded
         value, sigma = mutated_prediction(one, which, known, STORES)
         assert np.array_equal(value, mutated_value(one, which, known))
