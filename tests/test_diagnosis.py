@@ -266,6 +266,13 @@ def test_equal_hypotheses_are_all_named() -> None:
     assert found.sentence.split(";")[-2].endswith("equal on this case")
 
 
+def test_a_bug_that_changes_nothing_here_is_no_equal() -> None:
+    """Every expert has rows: counting empty ones makes no difference."""
+    found = known(PLAIN, 1.05 * rounded(PLAIN))
+    assert "empty experts" not in found.sentence
+    assert found.also == ()
+
+
 def test_a_large_case_gets_fitted_hypotheses_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "LARGEST", 1000)
     assert known(PLAIN, 1.05 * rounded(PLAIN)).hypothesis == "factor"

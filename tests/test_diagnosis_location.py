@@ -65,6 +65,19 @@ def test_an_error_everywhere_has_no_place() -> None:
     assert found.words() == "The error is spread over all rows and columns."
 
 
+def test_the_tail_of_an_error_that_is_everywhere_is_no_place() -> None:
+    """All elements off by one standard deviation: a few of them stand out, and are not where the error is."""
+    out = np.random.default_rng(0).normal(scale=1.5, size=(T, H))
+    out[3, 5] = 7.0
+    assert locate(evidence(out), None, "token") == Location()
+    assert locate(evidence(out / 1.5), None, "token") == Location()
+
+
+def test_many_scattered_columns_are_no_place() -> None:
+    columns = sorted(np.random.default_rng(1).permutation(H)[:60].tolist())
+    assert locate(evidence(wrong_at(slice(None), columns)), None, "token").columns == ()
+
+
 def test_rounding_alone_has_no_place() -> None:
     assert locate(evidence(np.zeros((T, H))), None, "token") == Location()
 

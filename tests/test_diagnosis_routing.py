@@ -84,6 +84,20 @@ def test_another_normalisation_is_recognised() -> None:
     assert "a factor of its own, 0.5 to 0.9: another normalisation" in found.sentence
 
 
+def test_one_tokens_factor_is_named_with_its_digits() -> None:
+    weights, ids = right()
+    weights[7] *= np.float32(1.0001)
+    found = known((weights, ids))
+    assert found.hypothesis == "row_factor"
+    assert "the weights are 1.0001 times those of token 7, and those of the other tokens are right" in found.sentence
+
+
+def test_factors_that_differ_little_are_shown_apart() -> None:
+    weights, ids = right()
+    own = np.linspace(1.0001, 1.0002, 20, dtype=np.float32)[:, None]
+    assert "a factor of its own, 1.0001 to 1.0002: another" in known((weights * own, ids)).sentence
+
+
 def test_zero_and_exchanged_rows_are_named() -> None:
     weights, ids = right()
     zero = weights.copy()
