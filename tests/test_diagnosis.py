@@ -8,12 +8,11 @@ from functools import cache
 import numpy as np
 import pytest
 
-from moecheck import diagnosis
 from moecheck.cases import Case
 from moecheck.checks.legal_sets import ambiguous_rows, choice_of
 from moecheck.curated import cases_for
-from moecheck.diagnosis import Diagnosis, best_case_for_diagnosis, diagnose
-from moecheck.diagnosis_parts import parts_of
+from moecheck.diagnosis import Diagnosis, best_case_for_diagnosis, diagnose, search
+from moecheck.diagnosis.parts import parts_of
 from moecheck.formats import AnyArray, Float64, store
 from moecheck.mutants import Mutant, all_mutants, mutated_outputs
 from moecheck.mutants.call import call_of, value
@@ -274,7 +273,7 @@ def test_a_bug_that_changes_nothing_here_is_no_equal() -> None:
 
 
 def test_a_large_case_gets_fitted_hypotheses_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosis, "LARGEST", 1000)
+    monkeypatch.setattr(search, "LARGEST", 1000)
     assert known(PLAIN, 1.05 * rounded(PLAIN)).hypothesis == "factor"
     (out,) = mutated_outputs(mutant("swap_gate_up"), PLAIN, oracle(), STORES)
     found = diagnose(PLAIN, (out,), oracle(), None)

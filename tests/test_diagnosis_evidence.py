@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moecheck.diagnosis_evidence import LARGEST_Z, Evidence, fit_factor, score, z_of
+from moecheck.diagnosis.evidence import LARGEST_Z, Evidence, fit_factor, score, z_of
 from moecheck.formats import Float64
 from moecheck.mutants.call import Prediction
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moecheck.diagnosis_evidence import Evidence
-from moecheck.diagnosis_location import Location, edge_of, locate
+from moecheck.diagnosis.evidence import Evidence
+from moecheck.diagnosis.location import Location, edge_of, locate
 from moecheck.formats import Float64
 from moecheck.mutants.call import Prediction
 

@@ -10,7 +10,7 @@ import pytest
 
 from moecheck.cases import Case
 from moecheck.diagnosis import Diagnosis, diagnose
-from moecheck.diagnosis_parts import parts_of
+from moecheck.diagnosis.parts import parts_of
 from moecheck.formats import Float64, round_to, store, to_float64
 from moecheck.mutants.call import call_of, slots_of
 from moecheck.mutants.expert_maths import Maths, right_hidden, value_by
@@ -112,7 +112,8 @@ def test_sums_that_are_kept_low(low: object, numerics: Numerics | None) -> None:
 def sums_of(which: Case) -> Float64:
     """[T, 1]: the sum of the best four sigmoids of each token."""
     logits = to_float64(oracle().inputs(which)["router_logits"])
-    return np.sort(1.0 / (1.0 + np.exp(-logits)), axis=1)[:, -4:].sum(axis=1, keepdims=True)
+    best: Float64 = np.sort(1.0 / (1.0 + np.exp(-logits)), axis=1)[:, -4:]
+    return np.asarray(best.sum(axis=1, keepdims=True))
 
 
 @pytest.mark.parametrize("eps", [1e-3, 1e-5])

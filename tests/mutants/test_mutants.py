@@ -20,9 +20,7 @@ from tests.mutants.small_cases import CASES, case
 STORES = Numerics(gate_up="input", act_times_up="input", per_expert="input")
 # Cheapest first: a mutant is named on the first of its ops, and must be wrong on all of them.
 OPS = ("topk_routing", "act_and_mul", "unpermute", "grouped_gemm", "fused_experts", "moe_layer")
-SLIGHT = {
-    m.id for m in all_mutants() if m.slight
-}  # those of rounding itself: tests/test_diagnosis_slight.py names them
+SLIGHT = {m.id for m in all_mutants() if m.slight}  # named in tests/test_diagnosis_slight.py
 PAIRS = [pytest.param(op, m, id=f"{op}: {m.id}") for m in all_mutants() for op in OPS if op in m.ops]
 LEAST_CHANGED = 0.05
 # What a mutant is called where it makes the same output as another one on every case of the op.

@@ -13,15 +13,16 @@ from moecheck.cases import Case
 from moecheck.checks.legal_sets import ambiguous_rows, choice_of
 from moecheck.checks.place import names
 from moecheck.checks.routing import judged_rows
-from moecheck.diagnosis import CLOSEST, SIMPLER, Diagnosis
-from moecheck.diagnosis_evidence import LARGEST_Z, LEAST_GAIN, Bool, Score, fit_factor
-from moecheck.diagnosis_hypothesis import CERTAIN, number
-from moecheck.diagnosis_slight import MOST_EPS, eps_words, weight_sums
 from moecheck.formats import AnyArray, Float64, to_float64
 from moecheck.mutants import mutants_for
 from moecheck.mutants.call import Call, Ids, Slots, call_of, slots_of
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
+
+from .evidence import LARGEST_Z, LEAST_GAIN, Bool, Score, fit_factor
+from .hypothesis import CERTAIN, number
+from .search import CLOSEST, SIMPLER, Diagnosis
+from .slight import MOST_EPS, eps_words, weight_sums
 
 BOUND = 4.0  # standard deviations that the bound on a weight stands for
 LEAST_EPS = 1e-7  # of a constant added to the sum of the weights, which fp32 may show

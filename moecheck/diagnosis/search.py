@@ -1,4 +1,4 @@
-"""Names the known bug that a wrong output looks like, and says where the error is."""
+"""Tries known bugs and fitted numbers on a wrong output, and takes the likeliest that explains it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import numpy as np
 from moecheck.cases import Case
 from moecheck.checks.layer import layer_values
 from moecheck.checks.legal_sets import ambiguous_rows, choice_of
-from moecheck.diagnosis_evidence import LEAST_GAIN, Bool, Evidence, Score, score, z_of
-from moecheck.diagnosis_families import families
-from moecheck.diagnosis_hypothesis import ANYTHING, PRICE, Hypothesis, slope_bias
-from moecheck.diagnosis_location import Location, locate
-from moecheck.diagnosis_parts import experts_of, parts_of
-from moecheck.diagnosis_slight import slight_hypotheses
 from moecheck.formats import AnyArray, to_float64
 from moecheck.mutants import mutants_for
 from moecheck.mutants.call import Prediction, call_of, decoded, predict, value
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
+
+from .evidence import LEAST_GAIN, Bool, Evidence, Score, score, z_of
+from .families import families
+from .hypothesis import ANYTHING, PRICE, Hypothesis, slope_bias
+from .location import Location, locate
+from .parts import experts_of, parts_of
+from .slight import slight_hypotheses
 
 VALUE_OPS = ("unpermute", "grouped_gemm", "act_and_mul", "fused_experts", "moe_layer")
 ROWS = {"grouped_gemm": "row", "act_and_mul": "row"}
@@ -62,7 +63,7 @@ def diagnose(case: Case, outputs: tuple[AnyArray, ...], oracle: Oracle, numerics
     if case.num_tokens == 0:
         return None
     if case.op == "topk_routing":
-        from moecheck.diagnosis_routing import diagnose_routing  # it needs Diagnosis
+        from .routing import diagnose_routing  # it needs Diagnosis
 
         return diagnose_routing(case, outputs, oracle, numerics)
     if case.op not in VALUE_OPS:

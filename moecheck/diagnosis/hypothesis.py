@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moecheck.diagnosis_evidence import LEAST_GAIN, SHARED, Score
 from moecheck.formats import FORMATS
 from moecheck.mutants.call import Prediction
 from moecheck.numerics import FLOOR, STORES, Numerics
+
+from .evidence import LEAST_GAIN, SHARED, Score
 
 CERTAIN = 8.0  # standard errors by which a fitted factor must differ from 1
 # Slope that an honest kernel's stores explain, undeclared; a tenth of it about the reference that rounds as it does.

@@ -9,14 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 from moecheck.cases import Case
-from moecheck.diagnosis_evidence import SHARED, Evidence, fit_factor
-from moecheck.diagnosis_hypothesis import CERTAIN, Hypothesis, number
-from moecheck.diagnosis_parts import Parts
 from moecheck.formats import Float64, round_to, ulp
 from moecheck.mutants.call import Call, Prediction, slots_of, with_routing
 from moecheck.mutants.expert_maths import Maths, right_hidden, right_product, value_by
 from moecheck.mutants.rounding import GEMMS, LOW_SUMS, TWO_GEMMS
 from moecheck.numerics import INPUT, Numerics
+
+from .evidence import SHARED, Evidence, fit_factor
+from .hypothesis import CERTAIN, Hypothesis, number
+from .parts import Parts
 
 NEAR = 0.25  # how far from 1 the fitted share of a foretold difference may lie
 MOST_EPS = 0.1  # of a constant added to the sum of the weights

@@ -8,9 +8,10 @@ import numpy as np
 
 from moecheck.bounds import SLACK, z_limit
 from moecheck.checks.place import names
-from moecheck.diagnosis_evidence import Evidence, z_of
 from moecheck.formats import Float64
 from moecheck.mutants.call import Ids
+
+from .evidence import Evidence, z_of
 
 TILES = (256, 128, 64, 32, 16, 8)
 BEYOND = 4.0  # standard deviations from which on an element counts as wrong

@@ -8,11 +8,12 @@ import numpy as np
 
 from moecheck.bounds import z_limit
 from moecheck.checks.place import names
-from moecheck.diagnosis_evidence import Bool, Evidence, Fit, fit_factor, z_of
-from moecheck.diagnosis_hypothesis import ANYTHING, CERTAIN, Hypothesis, number
-from moecheck.diagnosis_parts import Parts
 from moecheck.formats import Float64
 from moecheck.mutants.call import Ids, Prediction
+
+from .evidence import Bool, Evidence, Fit, fit_factor, z_of
+from .hypothesis import ANYTHING, CERTAIN, Hypothesis, number
+from .parts import Parts
 
 NOTHING = 0.1  # a fitted factor this near to 0, or to 1, is taken for it; the score decides
 MOST_COMPARED = 1 << 26  # elements looked at to find which row another one repeats
