@@ -14,9 +14,10 @@ from .strategies import draw_cases, moe_cases
 
 DRAWN = {"quick": 2, "default": 12, "nightly": 100}
 PROFILES = tuple(DRAWN)
-# Ops whose cases hold experts' weights; a case of another op costs a tenth, so more of them are drawn.
+# Ops whose cases hold experts' weights; a case of another op costs a fifth or a tenth, so more of them are drawn.
 HEAVY_OPS = ("fused_experts", "moe_layer", "grouped_gemm")
-CHEAPER = 4
+CHEAPER = {"act_and_mul": 4, "unpermute": 4}
+CHEAPEST = 8
 # Distinct shapes for kernels that are compiled anew for each (seconds a time).
 COMPILED_SHAPES = {"quick": 4, "default": 6, "nightly": 1000}
 DTYPES = ("bf16", "fp32", "fp16")
@@ -69,7 +70,7 @@ def cases_for(
         cases = [changed for spec in specs for case in cases if (changed := _under(case, spec)) is not None]
     if small:
         cases = [_small(case) for case in cases]
-    count = examples if examples is not None else DRAWN[profile] * (1 if op in HEAVY_OPS else CHEAPER)
+    count = examples if examples is not None else DRAWN[profile] * (1 if op in HEAVY_OPS else CHEAPER.get(op, CHEAPEST))
     drawn = list(_drawn(op, small, count // 2 if small else count, seed))
     if specs:
         drawn = [case for i, d in enumerate(drawn) if (case := _under(d, specs[i % len(specs)], own=False)) is not None]

@@ -175,11 +175,11 @@ def linear_estimate(
         each += x.dense
     if x.rare is None or x.size is None:
         return Estimate(y, _times(each, w, np.square) + drift)
-    dense = _times(each, w, np.square) + drift
     if exact_input:
-        return Estimate(y, dense, np.zeros(y.shape), np.zeros(y.shape))
-    rare = _times(x.rare, w, np.square)
-    return Estimate(y, dense, rare, np.minimum(_times(x.size, w, np.abs), NORMAL_SIZE * np.sqrt(rare)))
+        return Estimate(y, _times(each, w, np.square) + drift, np.zeros(y.shape), np.zeros(y.shape))
+    both = _times(np.concatenate([each, x.rare]), w, np.square)  # one product, for w is squared once then
+    dense, rare = both[: len(each)], both[len(each) :]
+    return Estimate(y, dense + drift, rare, np.minimum(_times(x.size, w, np.abs), NORMAL_SIZE * np.sqrt(rare)))
 
 
 def biased(y: Estimate, bias: Float64 | None, before_bias: str) -> Estimate:

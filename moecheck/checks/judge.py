@@ -137,8 +137,9 @@ def _statistics(
     stored_as = (numerics or FLOOR).resolve(case.dtype).out
     terms = case.intermediate_size if case.op == "act_and_mul" else max(case.hidden_size, case.intermediate_size)
     bias = truncation_bias(terms, case.dtype) + (SMOOTH_BIAS[case.dtype] if numerics is None else 0.0)
-    # A routing weight near a power of two rounds all of its row the same way.
-    row_bias = 2.0 ** -FORMATS[case.dtype].precision if numerics is None else 0.0
+    # A routing weight near a power of two rounds all of a row of stored numbers the same way.
+    one_way = numerics is None and case.op == "unpermute"
+    row_bias = 2.0 ** -FORMATS[case.dtype].precision if one_way else 0.0
     # Gate and up are two sums, and the second GEMM is one of their product.
     sums = 3 if case.op in ("fused_experts", "moe_layer") else 1
     bias += sums * ACCUMULATORS[(numerics or FLOOR).accumulate].bias(terms)

@@ -210,7 +210,7 @@ def _slopes(sample: _Sample, *, bias: float, row_bias: float, row: str, elementw
     yield Statistic(
         name="slope_error",
         value=float(along.sum()) / total,
-        limit=(float(limit) + float(one_side.sum())) / total + bias + row_bias / np.sqrt(max(len(c), 1)),
+        limit=(float(limit) + float(one_side.sum())) / total + bias + row_bias / float(np.sqrt(max(len(c), 1))),
         said="The output as a whole is 1 {value:+.2g} times what it should be; rounding explains 1 ± {limit:.2g}.",
         where={},
     )
