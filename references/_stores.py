@@ -66,8 +66,12 @@ class Estimate(NamedTuple):
 
 def exactly(value: Float64, *, flips: bool) -> Estimate:
     """A value that the kernel was given, without error."""
-    zeros = np.zeros(value.shape)
-    return Estimate(value, zeros, zeros, zeros) if flips else Estimate(value, zeros)
+    return Estimate(value, *_nothing(value, 3 if flips else 1))
+
+
+def _nothing(value: Float64, count: int) -> list[Float64]:
+    """Zeros of a value's shape, several times, without their memory; not to be written to."""
+    return [np.broadcast_to(np.float64(0.0), value.shape)] * count
 
 
 def contract(numerics: Numerics | None, dtype: str | None, activations: AnyArray, *, undeclared: Numerics) -> Numerics:
@@ -157,7 +161,7 @@ def linear_estimate(
 
     x: estimate [n, K]. w: [N, K]. exact_input: x has no error. accumulate: the profile of the sums, which says what
     b u32^2 K and d u32^2 K are; those of fp32 are given here. stored_low: y is about to be rounded so much more
-    coarsely that x^2 . W^2 may be taken as the mean over its terms, which saves the product. Returns [n, N].
+    coarsely that W^2 may be taken as its mean, which saves the product. Returns [n, N].
     Source: K fp32 roundings of partial sums S_j. Given its end y, a random walk has mean j/K y and the variance of a
     bridge, so sum S_j^2 = K (y^2 / 3 + x^2 . w^2 / 6). A rounding has the variance ulp(S)^2 / 12 = 0.18 u32^2 S^2 over
     evenly spread significands.
@@ -167,16 +171,16 @@ def linear_estimate(
     bridge, drifting = ACCUMULATORS[accumulate].variance_factors(x.value.shape[1])
     drift = np.square(y) * drifting
     if exact_input and stored_low:
-        of_rows = np.einsum("nk,nk->n", x.value, x.value)[:, None] * (bridge / max(w.shape[1], 1))
-        dense = of_rows * np.einsum("nk,nk->n", w, w) + drift
-        return Estimate(y, dense) if x.rare is None else Estimate(y, dense, np.zeros(y.shape), np.zeros(y.shape))
+        mean_square = float(np.vdot(w, w)) / max(w.size, 1)
+        of_rows = np.einsum("nk,nk->n", x.value, x.value)[:, None] * (bridge * mean_square)
+        return Estimate(y, of_rows + drift) if x.rare is None else Estimate(y, of_rows + drift, *_nothing(y, 2))
     each = np.square(x.value) * bridge
     if not exact_input:
         each += x.dense
     if x.rare is None or x.size is None:
         return Estimate(y, _times(each, w, np.square) + drift)
     if exact_input:
-        return Estimate(y, _times(each, w, np.square) + drift, np.zeros(y.shape), np.zeros(y.shape))
+        return Estimate(y, _times(each, w, np.square) + drift, *_nothing(y, 2))
     both = _times(np.concatenate([each, x.rare]), w, np.square)  # one product, for w is squared once then
     dense, rare = both[: len(each)], both[len(each) :]
     return Estimate(y, dense + drift, rare, np.minimum(_times(x.size, w, np.abs), NORMAL_SIZE * np.sqrt(rare)))
