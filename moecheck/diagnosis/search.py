@@ -112,7 +112,7 @@ class _Search:
         if not self.evidence.judged.any() or self.evidence.judged.mean() < 1.0 - MOST_AMBIGUOUS:
             return None
         ranked = self._ranked(self.evidence)
-        best = self._best(ranked, self.reference)
+        best = self._best(ranked, self.evidence)
         if best is not None:
             return self._named(best, ranked)
         finite = np.isfinite(self.evidence.out) | ~np.isfinite(self.evidence.reference.value)
@@ -159,9 +159,10 @@ class _Search:
             for _, mutant, mutation in screened[:LOOKED_AT]
         ]
 
-    def _best(self, ranked: list[tuple[Hypothesis, Score]], reference: Score) -> tuple[Hypothesis, Score] | None:
+    def _best(self, ranked: list[tuple[Hypothesis, Score]], evidence: Evidence) -> tuple[Hypothesis, Score] | None:
         """The simplest of the most likely hypotheses, if it explains the output far better than the reference."""
-        explaining = [(one, s) for one, s in ranked if one.accepted(s, reference)]
+        reference = score(evidence, evidence.reference)
+        explaining = [(one, s) for one, s in ranked if one.accepted(s, _against(one, evidence, reference))]
         few = [pair for pair in explaining if pair[0].complexity < ANYTHING]
         if not few:  # numbers for every slot must do better by far than anything simple, whether it explains or not
             simple = min((s.cost for one, s in ranked if one.complexity < ANYTHING), default=reference.cost)
@@ -187,7 +188,11 @@ class _Search:
 
     def _named(self, best: tuple[Hypothesis, Score], ranked: list[tuple[Hypothesis, Score]]) -> Diagnosis:
         one, s = best
-        accepted = [(other, its) for other, its in ranked if other is not one and other.accepted(its, self.reference)]
+        accepted = [
+            (other, its)
+            for other, its in ranked
+            if other is not one and other.accepted(its, _against(other, self.evidence, self.reference))
+        ]
         rivals = self._on_one_scale([best, *accepted])
         least = rivals[0][1].cost
         equal = [o for o, its in rivals[1:] if o.complexity <= one.complexity and abs(its.cost - least) <= EQUAL]
@@ -207,7 +212,7 @@ class _Search:
         lost = f"{tokens} of {len(finite)} {self.row}s hold NaN or Inf"
         if reference.explains:
             return self._made(f"looks like: {lost}; the other elements are right.", None, reference, (), "nan_rows")
-        best = self._best(self._ranked(rest), reference)
+        best = self._best(self._ranked(rest), rest)
         if best is None:
             return self._made(f"{lost}, and no known bug explains the others.", None, reference, ())
         one, s = best
@@ -243,6 +248,14 @@ class _Search:
             location="" if nowhere else where.words(),  # the sentence says where, and no element stands out
             also=also,
         )
+
+
+def _against(one: Hypothesis, evidence: Evidence, reference: Score) -> Score:
+    """What the reference scores by the larger sigma of a hypothesis: that alone must not make it the better one."""
+    if one.complexity > 0:
+        return reference
+    sigma = np.fmax(evidence.reference.sigma, one.prediction.sigma)
+    return score(evidence, Prediction(evidence.reference.value, sigma))
 
 
 def _unambiguous(case: Case, oracle: Oracle, numerics: Numerics | None) -> Bool:
