@@ -186,7 +186,8 @@ def _table(table: pd.DataFrame, alarms: list[str]) -> str:
         f"median rms z {plain.rms_z.median():.3f}, "
         f"kernels' medians {plain.groupby('kernel').rms_z.median().min():.2f} to "
         f"{plain.groupby('kernel').rms_z.median().max():.2f}; standardised slope against the true value: "
-        f"median absolute {plain.true_slope_z.abs().median():.2f}, 95 % below {plain.true_slope_z.abs().quantile(0.95):.2f} "
+        f"median absolute {plain.true_slope_z.abs().median():.2f}, "
+        f"95 % below {plain.true_slope_z.abs().quantile(0.95):.2f} "
         "(normal: 0.67, 1.96)"
     )
     return "\n".join([*lines, *alarms])

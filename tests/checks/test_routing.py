@@ -108,7 +108,7 @@ def test_a_declared_tie_rule_that_is_broken_is_found() -> None:
 def test_a_declared_tie_rule_says_nothing_of_nearly_equal_scores() -> None:
     case = case_of(BIASED)
     logits = np.tile(1 - np.arange(16, dtype=np.float32) * np.float32(2**-24), (4, 1))
-    inputs = {"router_logits": logits, "correction_bias": np.zeros(16, np.float32)}
+    inputs: dict[str, Any] = {"router_logits": logits, "correction_bias": np.zeros(16, np.float32)}
     ids = np.tile(np.array([12, 13, 14, 15]), (4, 1))
     weights = weights_of_ids(**inputs, topk_ids=ids, spec=BIASED)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from moecheck.cases import Case
@@ -14,7 +16,7 @@ from moecheck.spec import MoESpec, RoutingSpec
 def test_saturated_logits_are_ties() -> None:
     routing = RoutingSpec(top_k=4, softcap=30.0)
     case = Case(op="topk_routing", spec=MoESpec(routing=routing), num_tokens=2, num_experts=40, dtype="fp32")
-    inputs = {"router_logits": (300.0 + np.arange(80.0).reshape(2, 40)).astype(np.float32)}
+    inputs: dict[str, Any] = {"router_logits": (300.0 + np.arange(80.0).reshape(2, 40)).astype(np.float32)}
     ids = np.tile(np.arange(4), (2, 1))
     weights = weights_of_ids(**inputs, topk_ids=ids, spec=routing)
 

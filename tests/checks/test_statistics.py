@@ -1,4 +1,4 @@
-"""The check of many elements: honest kernels pass in every format; deviations that no single element shows are found."""
+"""The check of many elements: honest kernels pass in every format; what no single element shows is found."""
 
 from __future__ import annotations
 

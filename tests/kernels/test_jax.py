@@ -93,7 +93,7 @@ def test_a_second_call_with_the_same_shapes_does_not_trace_again() -> None:
 )
 def test_routing_agrees_with_the_reference(spec: RoutingSpec, sizes: tuple[int, int]) -> None:
     tokens, experts = sizes
-    arrays = routing_inputs(spec, tokens=tokens, experts=experts)
+    arrays: dict[str, Any] = dict(routing_inputs(spec, tokens=tokens, experts=experts))
     weights, ids = numpy_call(routing.topk_routing)(**arrays, spec=spec)
     assert weights.dtype == np.float32
     assert ids.dtype == np.int32

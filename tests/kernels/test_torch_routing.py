@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -50,7 +52,7 @@ LIBRARY = (
 
 
 def check(kernel: Kernel, spec: RoutingSpec, *, tokens: int, experts: int) -> None:
-    arrays = routing_inputs(spec, tokens=tokens, experts=experts)
+    arrays: dict[str, Any] = dict(routing_inputs(spec, tokens=tokens, experts=experts))
     weights, ids = kernel(**{name: to_torch(values) for name, values in arrays.items()}, spec=spec)
     _, expected_ids = reference(**arrays, spec=spec)
     assert weights.dtype == torch.float32

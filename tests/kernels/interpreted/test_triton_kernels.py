@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from moecheck import ExpertSpec, RoutingSpec, Unsupported
-from moecheck.formats import AnyArray, to_float64
+from moecheck.formats import to_float64
 from moecheck.kernels.triton import experts, routing, rows
 from moecheck.references.topk_routing import topk_routing as reference
 from moecheck.references.topk_routing import weights_of_ids
@@ -77,7 +79,7 @@ def test_what_the_experts_lack_is_declined(spec: ExpertSpec, reason: str) -> Non
         experts.separate(**on_torch(case.inputs("bf16")), spec=spec)
 
 
-def check_routing(arrays: dict[str, AnyArray], spec: RoutingSpec) -> None:
+def check_routing(arrays: dict[str, Any], spec: RoutingSpec) -> None:
     weights, ids = numpy_call(routing.topk_routing)(**arrays, spec=spec)
     assert np.array_equal(ids, reference(**arrays, spec=spec)[1])
     expected = weights_of_ids(topk_ids=ids, spec=spec, **arrays)
