@@ -68,3 +68,12 @@ def test_one_row_is_not_trusted() -> None:
     fit = fit_factor(1.001 * basis, basis, 0.01 * basis, np.ones((1, 64), dtype=np.bool_))
     assert fit is not None
     assert fit.error == pytest.approx(6 * 0.01 / 8)
+
+
+def test_rows_without_signal_do_not_make_one_row_trusted() -> None:
+    basis = np.zeros((64, 64))
+    basis[5] = np.linspace(1, 2, 64)
+    sigma = np.full((64, 64), 0.01)
+    fit = fit_factor(1.001 * basis, basis, sigma, np.ones((64, 64), dtype=np.bool_))
+    assert fit is not None
+    assert fit.error == pytest.approx(6 * 0.01 / np.sqrt(np.square(basis).sum()))

@@ -107,5 +107,5 @@ def fit_factor(target: Float64, basis: Float64, sigma: Float64, judged: Bool, *,
         return None
     factor = float((weight * x * y).sum()) / total
     rows = (weight * x * (y - factor * x)).sum(axis=1)
-    least = (SHARED if np.count_nonzero(weight.any(axis=1)) < FEW_ROWS else 1.0) / np.sqrt(total)
+    least = (SHARED if np.count_nonzero((weight * x * x).any(axis=1)) < FEW_ROWS else 1.0) / np.sqrt(total)
     return Fit(factor=factor, error=max(float(np.sqrt(np.square(rows).sum())) / total, least if sized else 0.0))
