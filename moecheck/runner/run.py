@@ -243,13 +243,14 @@ class _KernelLoop:
         )
         self.relating.note(judged.judgements)
         more = [contract.judgement] if first and contract.judgement is not None else []
+        causes = []  # told first: what a kernel writes over it may compute wrongly from
         if outcome.modified:
             names = ", ".join(outcome.modified)
             message = f"It changed its input {names}."
-            more.append(Judgement(check="unmodified", verdict=Verdict.PROVEN_WRONG, message=message))
+            causes.append(Judgement(check="unmodified", verdict=Verdict.PROVEN_WRONG, message=message))
         if verdict_of(judged.judgements) is Verdict.PASS and not outcome.modified:
             more += self.relating.judge(case, relations, outcome.outputs, contract.numerics)
-        return Judged(judgements=(*judged.judgements, *more), out=judged.out, values=judged.values)
+        return Judged(judgements=(*causes, *judged.judgements, *more), out=judged.out, values=judged.values)
 
     def _contract(self) -> Contract:
         """What the outputs are judged under, found by a few small calls before the first of them is judged."""
