@@ -13,6 +13,7 @@ from .spec import MoESpec
 from .strategies import draw_cases, moe_cases
 
 DRAWN = {"quick": 2, "default": 12, "nightly": 100}
+DRAWN_HEAVY = {"quick": 2, "default": 6, "nightly": 100}
 PROFILES = tuple(DRAWN)
 # Ops whose cases hold experts' weights; a case of another op costs a fifth or a tenth, so more of them are drawn.
 HEAVY_OPS = ("fused_experts", "moe_layer", "grouped_gemm")
@@ -70,7 +71,8 @@ def cases_for(
         cases = [changed for spec in specs for case in cases if (changed := _under(case, spec)) is not None]
     if small:
         cases = [_small(case) for case in cases]
-    count = examples if examples is not None else DRAWN[profile] * (1 if op in HEAVY_OPS else CHEAPER.get(op, CHEAPEST))
+    usual = DRAWN_HEAVY[profile] if op in HEAVY_OPS else DRAWN[profile] * CHEAPER.get(op, CHEAPEST)
+    count = usual if examples is None else examples
     drawn = list(_drawn(op, small, count // 2 if small else count, seed))
     if specs:
         drawn = [case for i, d in enumerate(drawn) if (case := _under(d, specs[i % len(specs)], own=False)) is not None]

@@ -45,7 +45,7 @@ def fp8_requantised(
     "fused_experts",
     backend="torch",
     name="torch/fp8_requantised_per_token",
-    dtypes=("bf16", "fp16"),
+    dtypes=("bf16",),
     numerics=moecheck.Numerics(a1_quant=moecheck.Quantizer(), a2_quant=moecheck.Quantizer()),
     deterministic=True,
 )
