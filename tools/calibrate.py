@@ -79,7 +79,11 @@ def main() -> None:
     a.out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     table.to_csv(a.out / "calibration.csv", index=False, float_format="%.5g")
-    text = f"$ python {' '.join(sys.argv)}\n" + _table(table, alarms) + f"\n{time.monotonic() - start:.0f} s\n"
+    text = (
+        f"$ python tools/calibrate.py --cases {a.cases} --seed {a.seed}\n"
+        + _table(table, alarms)
+        + f"\n{time.monotonic() - start:.0f} s\n"
+    )
     (a.out / "calibration.txt").write_text(text, encoding="utf-8")
     print(text)
     _plots(table, histogram, a.out)

@@ -11,6 +11,8 @@ from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
 from moecheck.references import _hard_bound
 from moecheck.spec import ExpertSpec
+from tests.bounds import U64
+from tests.bounds import gamma as rounding_of
 from tests.numpy_experts import experts
 
 STORED = Numerics(gate_up="input", act="input", act_times_up="input", per_expert="input", weighted="input")
@@ -42,7 +44,9 @@ def test_one_product_and_one_store_by_hand() -> None:
     bound = _hard_bound.grouped_gemm(x=x, w=w, expert_ends=np.array([1]), numerics=Numerics(out="bf16"), dtype="fp32")
     gamma = 2 * 2.0**-23 / (1 - 2 * 2.0**-23)
 
-    assert bound[0, 0] == pytest.approx(15 * gamma + 2.0**-8 * 15 * (1 + gamma), rel=1e-6)
+    by_hand = 15 * gamma + 2.0**-8 * 15 * (1 + gamma)
+    flushed = 4 * 2.0**-126  # a product, its store, and what the store makes of that
+    assert by_hand <= bound[0, 0] <= by_hand * (1 + rounding_of(8, U64)) + flushed
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu2", "situ"])
