@@ -63,9 +63,13 @@ def ulp(values: Float64, name: str) -> Float64:
     """
     fmt = FORMATS[name]
     # A float64 whose significand bits are cleared is 2^floor(log2|v|): five times as fast as frexp and ldexp.
-    power = (np.asarray(values, dtype=np.float64).view(np.uint64) & _EXPONENT_BITS).view(np.float64)
-    step: Float64 = np.maximum(power, 2.0**fmt.min_exponent)  # maximum and minimum are faster than np.clip
-    return np.minimum(step, _LARGEST_POWER) * 2.0 ** (1 - fmt.precision)
+    values = np.asarray(values, dtype=np.float64)
+    step: Float64 = np.empty(values.shape)
+    np.bitwise_and(values.view(np.uint64), _EXPONENT_BITS, out=step.view(np.uint64))
+    np.maximum(step, 2.0**fmt.min_exponent, out=step)  # maximum and minimum are faster than np.clip
+    np.minimum(step, _LARGEST_POWER, out=step)
+    step *= 2.0 ** (1 - fmt.precision)
+    return step
 
 
 def round_to(values: Float64, name: str) -> Float64:
@@ -76,8 +80,12 @@ def round_to(values: Float64, name: str) -> Float64:
     fmt = FORMATS[name]
     with np.errstate(invalid="ignore"):
         step = ulp(values, name)
-        rounded = np.rint(values / step) * step
+        rounded: Float64 = np.divide(values, step, out=np.empty(step.shape))
+        np.rint(rounded, out=rounded)
+        rounded *= step
     over = np.abs(rounded) > fmt.max_value
+    if not np.any(over):
+        return rounded
     return np.where(over & np.isfinite(values), np.copysign(np.inf, values), rounded)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import importlib
 import inspect
+import pickle
 import pkgutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -30,6 +34,7 @@ STORES_OF = {
     "unpermute": {"topk_weights", "weighted", "combine", "out"},
 }
 KEPT_INPUTS = 4
+KEPT_RESULTS = 16  # in memory, where a folder has them all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +163,12 @@ def call_reference(function: Callable[..., Any], case: Case, inputs: dict[str, A
 class Oracle:
     """References of many cases; safe to share between threads, each result computed once.
 
-    load: where inputs come from, `Case.inputs` unless a run shares them between processes.
+    load: where inputs come from, `Case.inputs` unless a run shares them between processes. folder: where processes
+    share results, which are then computed once by one of them, and only the last few are kept in memory.
     """
 
-    def __init__(self, load: Callable[[Case], dict[str, Any]] = Case.inputs) -> None:
+    def __init__(self, load: Callable[[Case], dict[str, Any]] = Case.inputs, *, folder: str | None = None) -> None:
+        self._folder = folder
         self._lock = threading.Lock()
         self._locks: dict[object, threading.Lock] = {}
         self._results: dict[object, Any] = {}
@@ -286,9 +293,32 @@ class Oracle:
     def _once(self, key: object, compute: Callable[[], Any]) -> Any:
         with self._lock_of(key):
             if key not in self._results:
-                self._results[key] = compute()
+                result = compute() if self._folder is None else _shared(Path(self._folder), key, compute)
+                with self._lock:
+                    while self._folder is not None and len(self._results) >= KEPT_RESULTS:
+                        del self._results[next(iter(self._results))]
+                    self._results[key] = result
+                return result
             return self._results[key]
 
     def _lock_of(self, key: object) -> threading.Lock:
         with self._lock:
             return self._locks.setdefault(key, threading.Lock())
+
+
+def _shared(folder: Path, key: object, compute: Callable[[], Any]) -> Any:
+    """The result of a key from its file, else computed and put there, while other processes that want it wait."""
+    path = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.pickle"
+    with path.open("ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed
+        file.seek(0)
+        if file.read(1):
+            file.seek(0)
+            return pickle.load(file)  # written by this run
+        result = compute()
+        try:
+            pickle.dump(result, file, protocol=pickle.HIGHEST_PROTOCOL)
+            file.flush()
+        except OSError:  # a full disk: the next one computes it again
+            file.truncate(0)
+        return result

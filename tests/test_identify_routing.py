@@ -18,6 +18,7 @@ from moecheck.kernels.torch.routing import topk_routing
 from moecheck.numerics import INPUT, Numerics
 from moecheck.oracle import Oracle
 from moecheck.runner.contract import contract_of
+from moecheck.runner.judges import Here
 from moecheck.runner.worker import Outcome
 from moecheck.spec import MoESpec, RoutingSpec
 from tests.checks.test_routing_weights import FP32, LOW, LOW_SCORES, LOW_WEIGHTS, SIGMOID, case_of, router
@@ -112,7 +113,7 @@ def _another(weights: AnyArray, ids: AnyArray) -> None:
 
 def test_the_runner_sees_a_hidden_contract_before_any_case() -> None:
     declaration = replace(DECLARATION, numerics=None)
-    contract = contract_of(declaration, lambda case: Outcome(outputs=outputs(case, LOW_WEIGHTS)), ORACLE)
+    contract = contract_of(declaration, lambda case: Outcome(outputs=outputs(case, LOW_WEIGHTS)), Here(ORACLE))
 
     assert contract.numerics is not None
     assert contract.numerics.topk_weights == INPUT

@@ -18,6 +18,7 @@ from moecheck.registry import discover
 from moecheck.report.replay import replay_view
 from moecheck.report.summarise import CASE, summarise
 from moecheck.report.terminal import render
+from moecheck.runner.judges import Here
 from moecheck.runner.plan import Plan
 from moecheck.runner.pool import default_memory
 from moecheck.runner.run import Settings, run_kernel
@@ -62,7 +63,7 @@ def replay(case: str, kernel: str | None, tol: float | None, timeout: float) -> 
         import_seconds=found[0].import_seconds,
     )
     findings: list[Finding] = []
-    run = run_kernel(plan, settings, lambda _, lines: findings.extend(lines), oracle=Oracle(), done=set())
+    run = run_kernel(plan, settings, lambda _, lines: findings.extend(lines), judging=Here(Oracle()), done=set())
     summary = summarise(findings, [declaration], command="moecheck replay", started="", seconds=run.seconds)
     view = replay_view(_last(findings), picture=run.picture, width=width(), kernel=summary.kernels[0])
     click.echo(render(view, width=width(), color=color()), nl=False)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from moecheck.cases import Case
 from moecheck.checks.contract import judge_contract
 from moecheck.checks.finding import FAILURES, Judgement, Verdict
 from moecheck.formats import AnyArray
-from moecheck.identify import (
-    Identified,
-    identification_cases,
-    identify,
-    is_near,
-    judge_numerics,
-    judge_unseen,
-    observation,
-)
+from moecheck.identify import identification_cases, identify, is_near, judge_numerics, judge_unseen, observation
 from moecheck.kernel import Declaration
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
+from moecheck.runner.judges import Judging
 from moecheck.runner.worker import Outcome
+
+Seen = tuple[Case, tuple[AnyArray, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +24,13 @@ class Contract:
     """numerics: what to judge under, None where nothing is declared and none was found. judgement: of the contract."""
 
     numerics: Numerics | None
-    identified: Identified | None = None
     judgement: Judgement | None = None
 
 
 def contract_of(
     declaration: Declaration,
     call: Callable[[Case], Outcome],
-    oracle: Oracle,
+    judging: Judging,
     *,
     require: Mapping[str, str] | None = None,
 ) -> Contract:
@@ -44,24 +38,30 @@ def contract_of(
 
     require: store -> the narrowest format that it may use there.
     """
-    observations: list[tuple[Case, AnyArray]] = []
+    seen: list[Seen] = []
     for case in identification_cases(declaration):
         outcome = call(case)
-        if outcome.problem is not None and outcome.problem[0] in FAILURES:
+        if outcome.problem is None:
+            seen.append((case, outcome.outputs))
+        elif outcome.problem[0] in FAILURES:
             break
-        if outcome.problem is None and _is_sound(case, outcome, oracle):
-            seen = observation(case, outcome.outputs, oracle)
-            observations += [] if seen is None else [(case, seen)]
+    return judging(contract_from, declaration, seen, require or {})
+
+
+def contract_from(
+    oracle: Oracle, declaration: Declaration, seen: Sequence[Seen], require: Mapping[str, str]
+) -> Contract:
+    """The contract that explains what a kernel returned on some cases. seen: cases and outputs."""
+    observations: list[tuple[Case, AnyArray]] = []
+    for case, outputs in seen:
+        if judge_contract(case, oracle.inputs(case), outputs).verdict is Verdict.PASS:
+            array = observation(case, outputs, oracle)
+            observations += [] if array is None else [(case, array)]
     if not observations:
-        return Contract(numerics=declaration.numerics, judgement=judge_unseen(declaration, require or {}))
+        return Contract(numerics=declaration.numerics, judgement=judge_unseen(declaration, require))
     identified = identify(observations, oracle)
     found = identified.numerics if identified.known or is_near(identified) else None
     return Contract(
         numerics=declaration.numerics or found,
-        identified=identified,
         judgement=judge_numerics(declaration.numerics, identified, require=require),
     )
-
-
-def _is_sound(case: Case, outcome: Outcome, oracle: Oracle) -> bool:
-    return judge_contract(case, oracle.inputs(case), outcome.outputs).verdict is Verdict.PASS

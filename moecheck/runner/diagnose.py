@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from moecheck.cases import Case
-from moecheck.checks.contract import judge_contract
-from moecheck.checks.finding import Verdict
-from moecheck.diagnosis import best_case_for_diagnosis, diagnose
+from moecheck.diagnosis import best_case_for_diagnosis
 from moecheck.numerics import Numerics
-from moecheck.oracle import Oracle
+from moecheck.runner.judges import Judging
+from moecheck.runner.judging import diagnosis
 from moecheck.runner.worker import Outcome
 
 
 def diagnosis_of(
-    wrong: Sequence[Case], call: Callable[[Case], Outcome], oracle: Oracle, numerics: Numerics | None
+    wrong: Sequence[Case], call: Callable[[Case], Outcome], judging: Judging, numerics: Numerics | None
 ) -> tuple[Case, str] | None:
     """The case that was looked at and the diagnosis in words; None where there is nothing to say.
 
@@ -26,7 +25,5 @@ def diagnosis_of(
     outcome = call(case)
     if outcome.problem is not None:
         return None
-    if judge_contract(case, oracle.inputs(case), outcome.outputs).verdict is not Verdict.PASS:
-        return None
-    found = diagnose(case, outcome.outputs, oracle, numerics)
-    return None if found is None else (case, found.words())
+    words = judging(diagnosis, case, outcome.outputs, numerics)
+    return None if words is None else (case, words)

@@ -10,9 +10,9 @@ from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES, Judgement, Verdict
 from moecheck.formats import AnyArray
 from moecheck.numerics import Numerics
-from moecheck.oracle import Oracle
 from moecheck.relations.relation import Relation, Subject, relations
-from moecheck.relations.verdict import Setting, judge_relation
+from moecheck.runner.judges import Judging
+from moecheck.runner.judging import calls_of_relation, relation_judgement
 from moecheck.runner.plan import Plan
 from moecheck.runner.worker import Outcome
 
@@ -36,7 +36,7 @@ class Relating:
     """
 
     plan: Plan
-    oracle: Oracle
+    judging: Judging
     call: Calling
     full: frozenset[Case]
     verified: set[str] = field(default_factory=set)
@@ -61,11 +61,8 @@ class Relating:
         self.last = case
         judgements, held, untried = [], 0, 0
         facts: dict[str, str] = {}
-        setting = Setting(
-            subject=Subject(declaration=self.plan.declaration, case=case), oracle=self.oracle, numerics=numerics
-        )
         for name in names:
-            judgement = self._one(relations()[name], case, outputs, setting)
+            judgement = self._one(relations()[name], case, outputs, numerics)
             if isinstance(judgement, str):
                 untried += 1
                 facts[name] = f"not tried: {judgement}"
@@ -80,18 +77,20 @@ class Relating:
             judgements.append(Judgement(check="relations", verdict=Verdict.PASS, numbers=numbers, facts=facts))
         return judgements
 
-    def _one(self, law: Relation, case: Case, outputs: tuple[AnyArray, ...], setting: Setting) -> Judgement | str:
+    def _one(
+        self, law: Relation, case: Case, outputs: tuple[AnyArray, ...], numerics: Numerics | None
+    ) -> Judgement | str:
         """Its judgement, or why it could not be tried: its premises fail, or the kernel declines its calls."""
-        reason = law.missing(setting.subject)
+        declaration = self.plan.declaration
+        reason = law.missing(Subject(declaration=declaration, case=case))
         if reason is not None:
             return reason
-        trial = law.trial(case, self.oracle.inputs(case))
-        outcomes = self.call(case, law.name, len(trial.calls))
+        outcomes = self.call(case, law.name, self.judging(calls_of_relation, law.name, case))
         problem = outcomes[-1].problem
         if problem is not None:
             return _refused(law, problem)
         further = tuple(outcome.outputs for outcome in outcomes)
-        judgement = judge_relation(law, trial, outputs, further, setting)
+        judgement = self.judging(relation_judgement, law.name, declaration, case, outputs, further, numerics)
         if law.capability is not None:
             self.verified.add(law.capability)
         return judgement

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Protocol
-
-from threadpoolctl import threadpool_limits
+from typing import Protocol, TypeVar
 
 from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES, Finding, Judgement, Verdict, verdict_of
-from moecheck.checks.judge import Judged, Limits, judge
-from moecheck.identify import Identified
+from moecheck.checks.judge import Limits
+from moecheck.formats import AnyArray
+from moecheck.kernel import Declaration
+from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
-from moecheck.report.picture import ErrorPicture, picture_of
+from moecheck.report.picture import ErrorPicture
 from moecheck.runner.contract import Contract, contract_of
 from moecheck.runner.diagnose import diagnosis_of
-from moecheck.runner.input_store import shared_inputs
+from moecheck.runner.judges import JudgePool, Judging
+from moecheck.runner.judging import judgements_of, picture
 from moecheck.runner.plan import Plan, lacking
 from moecheck.runner.pool import KernelPool, WorkerDied, WorkerTimeout
 from moecheck.runner.relate import COMPILED, Reach, Relating, cases_to_relate
@@ -32,6 +33,11 @@ DIAGNOSED = ("values", "statistics", "routing", "weights")  # checks of outputs 
 IN_FLIGHT = 2  # the next case runs while this one is judged
 MOST_DEATHS = 3  # after so many lost processes or exhausted memories the rest of the kernel's cases are not tried
 SHRINK_SECONDS = 6.0
+
+R = TypeVar("R")
+Judgements = tuple[Judgement, ...]
+# A function of moecheck.runner.judging that looks at one case's outputs under a contract.
+Asked = Callable[[Oracle, Declaration, Case, tuple[AnyArray, ...], Limits, Numerics | None], R]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +64,13 @@ class Settings:
 class KernelRun:
     """What is kept of one kernel's run.
 
-    failing: the smallest case found that fails. seconds: wall time. identified: the contract that explains its outputs
-    best, where they have one. diagnosis: which known bug its failure looks like, in words.
+    failing: the smallest case found that fails. seconds: wall time. diagnosis: which known bug its failure looks like,
+    in words.
     """
 
     plan: Plan
     seconds: float = 0.0
     failing: Case | None = None
-    identified: Identified | None = None
     diagnosis: str = ""
     picture: ErrorPicture | None = None
 
@@ -78,18 +83,17 @@ class Sink(Protocol):
 
 def run_all(plans: list[Plan], settings: Settings, sink: Sink, *, done: set[tuple[str, str]]) -> list[KernelRun]:
     """Run every plan, `settings.jobs` at a time. done: (kernel, case id) pairs that need not run again."""
-    # Interpreted and compiled kernels take longest; started first they do not leave a core idle at the end.
-    order = sorted(plans, key=lambda plan: (not plan.interpreted, plan.declaration.backend not in COMPILED))
+    order = in_order(plans)
     with tempfile.TemporaryDirectory(prefix="moecheck-inputs-") as store:
-        oracle = Oracle(load=lambda case: shared_inputs(case, store))
         pools: list[KernelPool] = []
         # The kernels' processes run meanwhile: a matrix product with more threads than cores only waits for them.
         with (
-            threadpool_limits(max(1, settings.threads - 1), "blas"),
+            JudgePool(settings.jobs, store=store, threads=max(1, settings.threads - 1)) as judging,
             ThreadPoolExecutor(max_workers=settings.jobs) as threads,
         ):
             runs = threads.map(
-                lambda plan: run_kernel(plan, settings, sink, oracle=oracle, done=done, store=store, pools=pools), order
+                lambda plan: run_kernel(plan, settings, sink, judging=judging, done=done, store=store, pools=pools),
+                order,
             )
             try:
                 return list(runs)
@@ -97,7 +101,21 @@ def run_all(plans: list[Plan], settings: Settings, sink: Sink, *, done: set[tupl
                 threads.shutdown(wait=False, cancel_futures=True)
                 for pool in pools:
                     pool.interrupt()
+                judging.close()
                 raise
+
+
+def in_order(plans: Sequence[Plan]) -> list[Plan]:
+    """Interpreted and compiled kernels, which take longest, first; then the ops by turns.
+
+    Neighbours run side by side: of one op they would wait for the same results of the reference, one after another.
+    """
+    turn: Counter[str] = Counter()
+    keys = []
+    for plan in plans:
+        turn[plan.declaration.op] += 1
+        keys.append((not plan.interpreted, plan.declaration.backend not in COMPILED, turn[plan.declaration.op]))
+    return [plan for _, plan in sorted(zip(keys, plans, strict=True), key=lambda pair: pair[0])]
 
 
 def run_kernel(
@@ -105,7 +123,7 @@ def run_kernel(
     settings: Settings,
     sink: Sink,
     *,
-    oracle: Oracle,
+    judging: Judging,
     done: set[tuple[str, str]],
     store: str | None = None,
     pools: list[KernelPool] | None = None,
@@ -129,7 +147,7 @@ def run_kernel(
         with KernelPool(memory=settings.memory, threads=settings.threads, store=store) as pool:
             if pools is not None:
                 pools.append(pool)
-            _KernelLoop(run=run, cases=runnable, settings=settings, sink=sink, oracle=oracle, pool=pool).go()
+            _KernelLoop(run=run, cases=runnable, settings=settings, sink=sink, judging=judging, pool=pool).go()
     run.seconds = time.monotonic() - start
     return run
 
@@ -146,18 +164,18 @@ class _KernelLoop:
     cases: Sequence[Case]
     settings: Settings
     sink: Sink
-    oracle: Oracle
+    judging: Judging
     pool: KernelPool
     deaths: int = 0
-    worst: tuple[tuple[bool, float], Case, Judged] | None = None
-    failed: list[tuple[Case, Judged]] = field(default_factory=list)
+    worst: tuple[tuple[bool, float], Case, tuple[AnyArray, ...]] | None = None
+    failed: list[tuple[Case, Judgements]] = field(default_factory=list)
     contract: Contract | None = None
     reported: dict[Case, list[Finding]] = field(default_factory=dict)
     relating: Relating = field(init=False)
 
     def __post_init__(self) -> None:
         full = cases_to_relate(self.run.plan, self.cases, self.settings.relations)
-        self.relating = Relating(plan=self.run.plan, oracle=self.oracle, call=self._relation_outcomes, full=full)
+        self.relating = Relating(plan=self.run.plan, judging=self.judging, call=self._relation_outcomes, full=full)
 
     def go(self) -> None:
         waiting = deque(self.cases)
@@ -186,8 +204,8 @@ class _KernelLoop:
             self.run.failing = self._shrunk() if self.settings.shrink else self.failed[0][0]
             self._diagnose()
         if self.worst is not None and (self.failed or self.settings.draw_all):
-            _, case, judged = self.worst
-            self.run.picture = draw(self.run.plan.declaration.name, case, judged)
+            _, case, outputs = self.worst
+            self.run.picture = self._ask(picture, case, outputs)
 
     def _submit(self, case: Case) -> object:
         # A fresh process imports the kernel first; twice what that took elsewhere is not counted as the kernel's.
@@ -215,42 +233,39 @@ class _KernelLoop:
             return [Outcome(problem=(Verdict.CRASH, str(error)))]
 
     def _finish(self, case: Case, outcome: Outcome) -> Verdict:
-        judged = self._judge(case, outcome, self.relating.names(case))
-        verdict = verdict_of(judged.judgements)
-        findings = _findings(self.run.plan, case, judged, verdict, outcome.seconds)
+        judgements = self._judge(case, outcome, self.relating.names(case))
+        verdict = verdict_of(judgements)
+        findings = _findings(self.run.plan, case, judgements, verdict, outcome.seconds)
         self.sink(self.run.plan, findings)
         self.reported[case] = findings
         if verdict in FAILURES:
-            self.failed.append((case, judged))
-        self._remember(case, judged, verdict)
+            self.failed.append((case, judgements))
+        self._remember(case, outcome, judgements, verdict)
         return verdict
 
-    def _judge(self, case: Case, outcome: Outcome, relations: Sequence[str]) -> Judged:
+    def _judge(self, case: Case, outcome: Outcome, relations: Sequence[str]) -> Judgements:
         """All checks of one case, the named relations too where the others pass."""
         if outcome.problem is not None:
             verdict, message = outcome.problem
-            return Judged(judgements=(Judgement(check="run", verdict=verdict, message=message),))
+            return (Judgement(check="run", verdict=verdict, message=message),)
         first = self.contract is None
-        declaration, contract = self.run.plan.declaration, self._contract()
-        judged = judge(
-            case,
-            outcome.outputs,
-            self.oracle,
-            self.settings.limits,
-            contract.numerics,
-            tie=declaration.tie,
-            declared=declaration.numerics is not None,
-        )
-        self.relating.note(judged.judgements)
+        contract = self._contract()
+        judgements = self._ask(judgements_of, case, outcome.outputs)
+        self.relating.note(judgements)
         more = [contract.judgement] if first and contract.judgement is not None else []
         causes = []  # told first: what a kernel writes over it may compute wrongly from
         if outcome.modified:
             names = ", ".join(outcome.modified)
             message = f"It changed its input {names}."
             causes.append(Judgement(check="unmodified", verdict=Verdict.PROVEN_WRONG, message=message))
-        if verdict_of(judged.judgements) is Verdict.PASS and not outcome.modified:
+        if verdict_of(judgements) is Verdict.PASS and not outcome.modified:
             more += self.relating.judge(case, relations, outcome.outputs, contract.numerics)
-        return Judged(judgements=(*causes, *judged.judgements, *more), out=judged.out, values=judged.values)
+        return (*causes, *judgements, *more)
+
+    def _ask(self, function: Asked[R], case: Case, outputs: tuple[AnyArray, ...]) -> R:
+        """What the function says of a case's outputs under the kernel's contract."""
+        declaration, limits = self.run.plan.declaration, self.settings.limits
+        return self.judging(function, declaration, case, outputs, limits, self._contract().numerics)
 
     def _contract(self) -> Contract:
         """What the outputs are judged under, found by a few small calls before the first of them is judged."""
@@ -258,28 +273,25 @@ class _KernelLoop:
             self.contract = contract_of(
                 self.run.plan.declaration,
                 lambda case: self._outcome(self._submit(case)),
-                self.oracle,
+                self.judging,
                 require=self.settings.require,
             )
-            self.run.identified = self.contract.identified
         return self.contract
 
-    def _remember(self, case: Case, judged: Judged, verdict: Verdict) -> None:
+    def _remember(self, case: Case, outcome: Outcome, judgements: Judgements, verdict: Verdict) -> None:
         """Keep the run with the largest z, a failing one before any that passes."""
-        if judged.out is None or judged.values is None or not judged.out.size:
-            return
-        z = max((j.numbers.get("max_z", 0.0) for j in judged.judgements), default=0.0)
-        rank = (verdict in FAILURES, z)
-        if self.worst is None or rank > self.worst[0]:
-            self.worst = (rank, case, judged)
+        z = [j.numbers["max_z"] for j in judgements if "max_z" in j.numbers]
+        rank = (verdict in FAILURES, max(z, default=0.0))
+        if z and (self.worst is None or rank > self.worst[0]):
+            self.worst = (rank, case, outcome.outputs)
 
     def _shrunk(self) -> Case:
         """The smallest case that fails in the same way; hangs and lost processes are not tried again."""
         shrinkable = [
             (case, wrong)
-            for case, judged in self.failed
-            if verdict_of(judged.judgements) in WRONG
-            and (wrong := {j.check for j in judged.judgements if j.verdict in WRONG} - {"numerics"})
+            for case, judgements in self.failed
+            if verdict_of(judgements) in WRONG
+            and (wrong := {j.check for j in judgements if j.verdict in WRONG} - {"numerics"})
         ]
         if not shrinkable:
             return self.failed[0][0]
@@ -289,19 +301,19 @@ class _KernelLoop:
         def fails(case: Case) -> bool:
             if lacking(self.run.plan.declaration, case) is not None:
                 return False
-            return verdict_of(self._judge(case, self._outcome(self._submit(case)), relations).judgements) in WRONG
+            return verdict_of(self._judge(case, self._outcome(self._submit(case)), relations)) in WRONG
 
         return shrink(case, fails, seconds=SHRINK_SECONDS)
 
     def _diagnose(self) -> None:
         """Which known bug the wrong outputs look like; one finding more."""
         verdicts = {
-            case: verdict_of(judged.judgements)
-            for case, judged in self.failed
-            if any(j.check in DIAGNOSED and j.verdict in WRONG for j in judged.judgements)
+            case: verdict_of(judgements)
+            for case, judgements in self.failed
+            if any(j.check in DIAGNOSED and j.verdict in WRONG for j in judgements)
         }
         found = diagnosis_of(
-            tuple(verdicts), lambda case: self._outcome(self._submit(case)), self.oracle, self._contract().numerics
+            tuple(verdicts), lambda case: self._outcome(self._submit(case)), self.judging, self._contract().numerics
         )
         if found is None:
             return
@@ -333,18 +345,8 @@ class _KernelLoop:
         self.sink(self.run.plan, self.reported[case])
 
 
-def draw(kernel: str, case: Case, judged: Judged) -> ErrorPicture:
-    """The picture of one run's error against what rounding allows."""
-    from moecheck.bounds import z_limit
-
-    assert judged.out is not None
-    assert judged.values is not None
-    allowed = z_limit(judged.out.size) * judged.values.sigma
-    return picture_of(judged.out, judged.values.true, allowed, kernel=kernel, case=case.id)
-
-
-def _findings(plan: Plan, case: Case, judged: Judged, verdict: Verdict, seconds: float) -> list[Finding]:
-    lines = [_line(plan, case, judgement) for judgement in judged.judgements]
+def _findings(plan: Plan, case: Case, judgements: Judgements, verdict: Verdict, seconds: float) -> list[Finding]:
+    lines = [_line(plan, case, judgement) for judgement in judgements]
     reasons = [line.message for line in lines if line.verdict is verdict and line.message]
     message = "" if verdict is Verdict.PASS else (reasons[0] if reasons else "")
     return [*lines, _closing(plan, case, lines, verdict, message, seconds=seconds)]

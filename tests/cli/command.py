@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import signal
 import subprocess
+import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,15 +51,19 @@ def moecheck(*arguments: str | Path, out: Path | None = None) -> Result:
     return Result(code=code, out=stdout.getvalue(), err=stderr.getvalue(), folder=(out or Path()) / "latest")
 
 
+HEEDING_CTRL_C = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 def start(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
     """Start it as a user does, in a process group of its own that heeds Ctrl-C (a job in the background does not)."""
     script = Path(sysconfig.get_path("scripts")) / "moecheck"
     return subprocess.Popen(
-        [str(script), *map(str, arguments)],
+        [sys.executable, "-c", HEEDING_CTRL_C, str(script), *map(str, arguments)],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )

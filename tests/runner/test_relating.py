@@ -13,6 +13,7 @@ from moecheck.curated import cases_for
 from moecheck.kernel import Declaration, describe
 from moecheck.oracle import Oracle
 from moecheck.relations.relation import relations
+from moecheck.runner.judges import Here
 from moecheck.runner.plan import Plan, lacking
 from moecheck.runner.relate import Reach, Relating, cases_to_relate
 from moecheck.runner.run import KernelRun, Settings, run_kernel
@@ -88,7 +89,7 @@ def run(plan: Plan, *, shrink: bool = False, reach: Reach = "few") -> tuple[Kern
     """The run, and its last report of the first case by check."""
     findings: list[Finding] = []
     settings = Settings(jobs=1, shrink=shrink, relations=reach)
-    result = run_kernel(plan, settings, lambda _, lines: findings.extend(lines), oracle=Oracle(), done=set())
+    result = run_kernel(plan, settings, lambda _, lines: findings.extend(lines), judging=Here(Oracle()), done=set())
     return result, {line.check: line for line in findings if line.case == plan.cases[0].id}
 
 
@@ -155,14 +156,16 @@ def test_an_unnamed_case_is_tried_where_every_case_is(tmp_path: Path) -> None:
 def test_a_named_case_verifies_what_is_declared() -> None:
     strided = next(case for case in cases_for("fused_experts", profile="quick", seed=0) if case.name == "strided")
     plan = replace_declaration(cases=(strided,), deterministic=True)
-    relating = Relating(plan=plan, oracle=Oracle(), call=_nothing, full=frozenset())
+    relating = Relating(plan=plan, judging=Here(Oracle()), call=_nothing, full=frozenset())
     assert relating.names(strided) == ("determinism",)
     assert relating.names(replace(strided, name="")) == ()
     assert relating.unverified() == ["deterministic"]
 
 
 def test_a_tie_rule_is_verified_by_its_check() -> None:
-    relating = Relating(plan=replace_declaration(tie="lowest_index"), oracle=Oracle(), call=_nothing, full=frozenset())
+    relating = Relating(
+        plan=replace_declaration(tie="lowest_index"), judging=Here(Oracle()), call=_nothing, full=frozenset()
+    )
     relating.note([Judgement(check="tie", verdict=Verdict.PASS)])
     assert relating.unverified() == []
 
@@ -197,7 +200,7 @@ def test_few_plain_cases_are_chosen(device: str, backend: str, reach: Reach, nam
     assert {case.name for case in chosen} == names
     assert {case.name for case in cases_to_relate(plan, cases, "named")} == {case.name for case in cases if case.name}
     assert cases_to_relate(plan, cases, "every") == frozenset(cases)
-    relating = Relating(plan=plan, oracle=Oracle(), call=_nothing, full=chosen)
+    relating = Relating(plan=plan, judging=Here(Oracle()), call=_nothing, full=chosen)
     tried = relating.names(next(iter(chosen)))
     slow = (device, backend) != ("cpu", "torch")
     assert set(tried) == {name for name, law in relations().items() if law.keeps_shapes or not slow}
