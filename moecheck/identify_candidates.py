@@ -105,14 +105,13 @@ def narrowed(numerics: Numerics, fmt: str) -> Numerics:
 def resolved(numerics: Numerics, case: Case) -> Numerics:
     """What the contract means for a case: formats instead of `input`, and fp32 wherever a store cannot matter."""
     # What a router stores last are its weights.
-    last = () if case.op == ROUTER else ("out",)
-    absent = {name: "fp32" for name in STORES if name not in (*last, *stores_of(case))}
-    plain = _changed(numerics, **absent, accumulate="fp32-rn").resolve(case.dtype)
-    if case.op not in EXPERT_OPS:
-        plain = replace(plain, a1_quant=None, a2_quant=None)
-    if plain.combine == "fp32" or plain.combine_order == "tree":
-        return _changed(plain, combine="fp32", combine_order="tree")
-    return plain
+    seen = stores_of(case) if case.op == ROUTER else (*stores_of(case), "out")
+    formats = {name: getattr(numerics, name) if name in seen else "fp32" for name in STORES}
+    changes = {name: case.dtype if fmt == INPUT else fmt for name, fmt in formats.items()} | {"accumulate": "fp32-rn"}
+    if changes["combine"] == "fp32" or numerics.combine_order == "tree":
+        changes |= {"combine": "fp32", "combine_order": "tree"}
+    plain = _changed(numerics, **changes)
+    return plain if case.op in EXPERT_OPS else replace(plain, a1_quant=None, a2_quant=None)
 
 
 def _has_bias(op: str, spec: MoESpec) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from .bounds import FLUSHED
 from .cases import Case
-from .formats import AnyArray, Float64, store, to_float64
+from .formats import FORMATS, AnyArray, Float64, store, to_float64
 from .identify_candidates import ROUTER, resolved
 from .identify_routing import UNSEEN, RoutingReplay, routing_sigma
 from .identify_stages import EXACT, Replay, compared_columns, replay_of
@@ -47,15 +48,20 @@ class CaseOutputs:
 
     def observed(self, out: AnyArray) -> AnyArray:
         """The compared elements of a kernel's whole output."""
-        return self._comparable(out[:, compared_columns(self.case)])
+        return self._comparable(out[:, compared_columns(self.case)], store)
 
-    def _comparable(self, out: AnyArray) -> AnyArray:
+    def _comparable(self, out: AnyArray, stored_as: Callable[[Float64, str], AnyArray]) -> AnyArray:
         """Elements of stored values, or of float64 values that the case's format has: bits, or float64 for fp32."""
         values = to_float64(_some(out)) + 0.0  # -0 becomes 0
         if not self.exact:
             return values
-        stored = store(values, self.case.dtype)
+        stored = stored_as(values, self.case.dtype)
         return stored.view(f"u{stored.itemsize}")
+
+    def _replayed(self, meaning: Numerics, *, noisy: bool) -> AnyArray:
+        """The compared elements of the output under a contract whose `input` is resolved."""
+        rounded = meaning.out == self.case.dtype
+        return self._comparable(self._replay(noisy=noisy).value(meaning), _encoded if rounded else store)
 
     def number(self, numerics: Numerics) -> int:
         """The number of the output under a contract; contracts that give the same bits have the same number."""
@@ -63,7 +69,7 @@ class CaseOutputs:
             if numerics not in self._numbers:
                 meaning = resolved(numerics, self.case)
                 if meaning not in self._numbers:
-                    self._numbers[meaning] = self._number_of(self._comparable(self._replay(noisy=False).value(meaning)))
+                    self._numbers[meaning] = self._number_of(self._replayed(meaning, noisy=False))
                 self._numbers[numerics] = self._numbers[meaning]
             return self._numbers[numerics]
 
@@ -89,8 +95,8 @@ class CaseOutputs:
         number = self.number(numerics)
         with self._lock:
             if number not in self._expected:
-                simulated = self._replay(noisy=True).value(resolved(numerics, self.case))
-                self._expected[number] = float(np.mean(self.agreeing(number, self._comparable(simulated))))
+                simulated = self._replayed(resolved(numerics, self.case), noisy=True)
+                self._expected[number] = share(self.agreeing(number, simulated))
             return self._expected[number]
 
     def _replay(self, *, noisy: bool) -> Replay:
@@ -122,7 +128,7 @@ class Scores:
     def agreement(self, number: int) -> float:
         """Share of elements that the output of that number reproduces."""
         if number not in self._shares:
-            self._shares[number] = float(np.mean(self.outputs.agreeing(number, self._out)))
+            self._shares[number] = share(self.outputs.agreeing(number, self._out))
         return self._shares[number]
 
     def merit(self, number: int) -> float:
@@ -138,7 +144,18 @@ class Scores:
     def only(self, first: int, second: int) -> tuple[float, float]:
         """Share of elements that only the first, and only the second, of two outputs reproduces."""
         a, b = self.outputs.agreeing(first, self._out), self.outputs.agreeing(second, self._out)
-        return float(np.mean(a & ~b)), float(np.mean(b & ~a))
+        return share(a & ~b), share(b & ~a)
+
+
+def share(which: Bools) -> float:
+    """Share of the elements that are true."""
+    return np.count_nonzero(which) / which.size if which.size else float("nan")
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def _encoded(values: Float64, name: str) -> AnyArray:
+    """As `store`, of values that the format has."""
+    return values.astype(FORMATS[name].storage)
 
 
 def _some(values: AnyArray) -> AnyArray:

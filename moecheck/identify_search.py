@@ -17,12 +17,18 @@ from .identify_result import Comparison, formats_of, stored
 from .numerics import Numerics
 from .oracle import Oracle
 
-KEPT_POOLS = 16
+KEPT_POOLS, KEPT_CASES = 16, 48
 STEPS = 12  # of the search beyond the pool; each adds a store in a format of its own
 ENOUGH = 0.8  # agreement beyond which no other start is tried
 GAIN = 0.01  # in merit, for a step to be taken
 # Agreement at which no store in a format of its own is looked for: one changes 2 to 8 % of the outputs.
 SETTLED = 0.99
+
+
+@lru_cache(maxsize=KEPT_CASES)
+def outputs_of(case: Case, oracle: Oracle) -> CaseOutputs:
+    """The outputs on a case, kept for the other pools that it is in."""
+    return CaseOutputs(case, oracle)
 
 
 @lru_cache(maxsize=KEPT_POOLS)
@@ -35,7 +41,7 @@ class Pool:
     """The contracts that are tried on some cases, with their outputs, computed once for all kernels."""
 
     def __init__(self, cases: tuple[Case, ...], oracle: Oracle) -> None:
-        self.outputs = [CaseOutputs(case, oracle) for case in cases]
+        self.outputs = [outputs_of(case, oracle) for case in cases]
         self.contracts = contracts(cases)
         self.stores = stores_of_all(cases)
         self.dtypes = tuple(dict.fromkeys(case.dtype for case in cases))
@@ -60,6 +66,7 @@ class Search:
         self._pool = pool
         self._scores = [Scores(outputs, out) for outputs, out in zip(pool.outputs, outs, strict=True)]
         self.tried = dict.fromkeys(pool.contracts)
+        self._merits: dict[Numerics, float] = {}
         self.elements = sum(scores.size for scores in self._scores)
 
     def best(self) -> Numerics:
@@ -147,5 +154,8 @@ class Search:
         return float(only_first), float(only_second)
 
     def _merit(self, numerics: Numerics) -> float:
-        bits = self._pool.bits(numerics)
-        return float(np.mean([scores.merit(number) for scores, number in zip(self._scores, bits, strict=True)]))
+        if numerics not in self._merits:
+            bits = self._pool.bits(numerics)
+            merits = [scores.merit(number) for scores, number in zip(self._scores, bits, strict=True)]
+            self._merits[numerics] = float(np.mean(merits))
+        return self._merits[numerics]

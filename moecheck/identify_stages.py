@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -116,6 +118,7 @@ class Experts:
         self._name, self._groups, self._spec, self._noise = name, groups, spec, noise
         self._activated: Callable[..., Float64] = reference_modules()["act_and_mul"].activated
         self._kept: dict[Hashable, Float64] = {}
+        self._bytes = 0  # of what is kept
 
     def output(self, x: Float64, x_key: Hashable, stores: Numerics) -> Float64:
         """The rows' z, [P, H]. x: [P, H], the same for the same x_key."""
@@ -158,9 +161,10 @@ class Experts:
         value = self._kept.pop(key, None)
         if value is None:
             value = compute()
+            self._bytes += value.nbytes
         self._kept[key] = value  # the last used one last
-        while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > KEPT_BYTES:
-            del self._kept[next(iter(self._kept))]
+        while len(self._kept) > 1 and self._bytes > KEPT_BYTES:
+            self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
         return value
 
 
@@ -177,6 +181,7 @@ class ExpertsReplay:
     ) -> None:
         self._spec, self._ids = spec, _local(ids, inputs.get("expert_map"))
         self._weights, self._x = to_float64(weights), to_float64(inputs["hidden_states"])
+        self._by_expert = np.arange(len(self._ids))[:, None], np.argsort(self._ids, axis=1, kind="stable")
         self._width = inputs["w2"].shape[1]
         self._tokens, self._slots, groups = _groups(self._ids, inputs)
         self._experts = Experts("routed", groups, spec, noise)
@@ -187,7 +192,8 @@ class ExpertsReplay:
         key = (stores.a1_quant, stores.a2_quant, *_formats(stores, names))
         if self._weighted[0] != key:
             self._weighted = (key, self._terms(stores))
-        return rounded(_summed(self._weighted[1], self._ids, stores), stores.out)
+        low_terms = not self._spec.weight_on_input and stores.weighted == stores.combine
+        return _summed(self._weighted[1], self._by_expert, stores, low_terms=low_terms)
 
     def _terms(self, stores: Numerics) -> Float64:
         """What each slot adds to its token: [T, k, H], 0 for slots without an expert."""
@@ -262,17 +268,22 @@ def _requantised(values: Float64, quantizer: Quantizer | None) -> Float64:
     return value
 
 
-def _summed(terms: Float64, ids: AnyArray, stores: Numerics) -> Float64:
-    """Sum over slots. terms: [T, k, H]. Returns [T, H], each partial sum rounded unless they form a tree."""
+def _summed(terms: Float64, by_expert: tuple[AnyArray, AnyArray], stores: Numerics, *, low_terms: bool) -> Float64:
+    """Sum over slots, stored. terms: [T, k, H]. Returns [T, H], each partial sum rounded unless they form a tree.
+
+    by_expert: the index that puts the slots into expert order. low_terms: whether the terms are numbers of the format
+    of the partial sums. What is rounded already is not rounded again.
+    """
     if stores.combine == "fp32" or stores.combine_order == "tree":
-        tree: Float64 = np.sum(terms, axis=1)
-        return tree
+        return rounded(np.sum(terms, axis=1), stores.out)
     if stores.combine_order == "expert":
-        terms = np.take_along_axis(terms, np.argsort(ids, axis=1, kind="stable")[..., None], axis=1)
+        terms = terms[by_expert]
     total = np.zeros((len(terms), terms.shape[2]))
     for slot in range(terms.shape[1]):
-        total = rounded(total + terms[:, slot], stores.combine)
-    return total
+        total = total + terms[:, slot]
+        if slot > 0 or not low_terms:
+            total = rounded(total, stores.combine)
+    return total if stores.out == stores.combine else rounded(total, stores.out)
 
 
 def _local(ids: AnyArray, expert_map: AnyArray | None) -> AnyArray:
@@ -298,4 +309,10 @@ def _groups(ids: AnyArray, inputs: dict[str, Any]) -> tuple[AnyArray, AnyArray, 
 
 
 def _formats(stores: Numerics, names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(getattr(stores, name) for name in names)
+    formats: tuple[str, ...] = _getter(names)(stores)
+    return formats
+
+
+@cache
+def _getter(names: tuple[str, ...]) -> Callable[[Numerics], Any]:
+    return attrgetter(*names)
