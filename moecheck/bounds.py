@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from .formats import FORMATS, Float64, ulp
@@ -51,6 +53,7 @@ def projection_limit(variance: Float64, flip: Float64, *, flips: float) -> Float
     return limit
 
 
+@lru_cache(maxsize=1 << 14)  # asked for each of many groups of a few sizes
 def mean_square_limit(freedom: int, *, groups: int) -> float:
     """Largest root mean square of z over elements worth `freedom` independent ones, the worst of `groups` such sets.
 

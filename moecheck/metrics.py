@@ -10,6 +10,17 @@ from .formats import Float64
 Bool = npt.NDArray[np.bool_]
 
 
+def differences(out: Float64, ref: Float64, tol: float) -> dict[str, float]:
+    """The three metrics below by their names, the difference computed once."""
+    error = abs_err(out, ref)
+    largest, count = float(np.max(error, initial=0.0)), np.count_nonzero(_mismatched(error, out, ref, tol))
+    return {
+        "max_diff": largest,
+        "max_rel_diff": _relative(largest, ref),
+        "mismatch_ratio": count / out.size if out.size else 0.0,
+    }
+
+
 def max_diff(out: Float64, ref: Float64) -> float:
     """Max |out - ref|; infinite when an element of `out` is NaN or a wrong infinity, 0 for empty arrays."""
     return float(np.max(abs_err(out, ref), initial=0.0))
@@ -17,10 +28,7 @@ def max_diff(out: Float64, ref: Float64) -> float:
 
 def max_rel_diff(out: Float64, ref: Float64) -> float:
     """Max |out - ref| / rms(ref); 0 when both are zero, infinite when only rms(ref) is."""
-    largest, size = max_diff(out, ref), rms(ref)
-    if size == 0.0:
-        return 0.0 if largest == 0.0 else float("inf")
-    return largest / size
+    return _relative(max_diff(out, ref), ref)
 
 
 def mismatch_ratio(out: Float64, ref: Float64, tol: float) -> float:
@@ -30,18 +38,30 @@ def mismatch_ratio(out: Float64, ref: Float64, tol: float) -> float:
 
 def mismatches(out: Float64, ref: Float64, tol: float) -> Bool:
     """Which elements do not satisfy |out - ref| <= tol + tol * |ref|."""
-    error = abs_err(out, ref)
-    with np.errstate(invalid="ignore"):
-        within = np.isfinite(error) & (error <= tol + tol * np.abs(ref))  # an infinite ref or tol excuses nothing
-    return np.asarray(~(within | (out == ref)))
+    return _mismatched(abs_err(out, ref), out, ref, tol)
 
 
 def abs_err(out: Float64, ref: Float64) -> Float64:
     """|out - ref| per element: 0 for equal infinities and for two NaN, infinite for one NaN or other infinities."""
     with np.errstate(invalid="ignore"):
         error = np.abs(out - ref)
+    if np.isfinite(error).all():  # the usual case: nothing to decide
+        return error
     error = np.where((out == ref) | (np.isnan(out) & np.isnan(ref)), 0.0, error)
     return np.where(np.isnan(error), np.inf, error)
+
+
+def _mismatched(error: Float64, out: Float64, ref: Float64, tol: float) -> Bool:
+    with np.errstate(invalid="ignore"):
+        within = np.isfinite(error) & (error <= tol + tol * np.abs(ref))  # an infinite ref or tol excuses nothing
+    return np.asarray(~(within | (out == ref)))
+
+
+def _relative(largest: float, ref: Float64) -> float:
+    size = rms(ref)
+    if size == 0.0:
+        return 0.0 if largest == 0.0 else float("inf")
+    return largest / size
 
 
 def rms(values: Float64) -> float:

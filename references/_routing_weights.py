@@ -9,6 +9,7 @@ scores to store.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -65,8 +66,9 @@ def estimate(
     scored = has_scores(spec)
     kept = stores.scores if scored else "fp32"
     steps = kept if low_steps else "fp32"
-    alone = replace(spec, renormalize=False, routed_scaling_factor=1.0, per_expert_scale=False)
-    score = weights_of_ids(router_logits=router_logits, topk_ids=topk_ids, spec=alone, correction_bias=correction_bias)
+    score = weights_of_ids(
+        router_logits=router_logits, topk_ids=topk_ids, spec=_scores_alone(spec), correction_bias=correction_bias
+    )
     logits = logits_of(router_logits=router_logits, spec=spec, correction_bias=correction_bias)
     noise = np.square(U32 * score) * (SCORE_UNITS**2 + np.square(_argument(logits, topk_ids, spec)))
     s = Estimate(score, noise, *((np.zeros(score.shape), np.zeros(score.shape)) if flips else (None, None)))
@@ -96,6 +98,12 @@ def estimate(
     for source in sources:
         np.add.at(shared, source.rows, np.square(source.along) * source.variance[:, None])
     return Errors(_known(w), shared, tuple(sources))
+
+
+@lru_cache(maxsize=1 << 10)
+def _scores_alone(spec: RoutingSpec) -> RoutingSpec:
+    """The spec whose weights are the scores."""
+    return replace(spec, renormalize=False, routed_scaling_factor=1.0, per_expert_scale=False)
 
 
 def _absolute(source: FactorError, weights: Float64) -> FactorError:

@@ -32,7 +32,7 @@ from moecheck.bounds import mean_square_limit, z_limit
 from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES
 from moecheck.checks.judge import VALUE_OPS, Limits, judge
-from moecheck.checks.statistics import ROW_FREEDOM
+from moecheck.checks.mean_squares import ROW_FREEDOM
 from moecheck.curated import cases_for, few_shapes
 from moecheck.formats import Float64, to_float64
 from moecheck.numerics import Numerics

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES, Judgement
 from moecheck.checks.judge import Limits, judge
-from moecheck.checks.statistics import FEWEST
+from moecheck.checks.sample import FEWEST
 from moecheck.curated import cases_for, few_shapes
 from moecheck.formats import AnyArray, round_to
 from moecheck.kernels.torch.routing import topk_routing

@@ -130,9 +130,7 @@ def _judge_weights(
     error = metrics.abs_err(weights, expected)
     beyond = judged[:, None] & ~(error <= allowed)
     numbers = {
-        "max_diff": metrics.max_diff(weights[judged], expected[judged]),
-        "max_rel_diff": metrics.max_rel_diff(weights[judged], expected[judged]),
-        "mismatch_ratio": metrics.mismatch_ratio(weights[judged], expected[judged], tol),
+        **metrics.differences(weights[judged], expected[judged], tol),
         "rms_ref": metrics.rms(expected),
     }
     visible = judged[:, None] & (expected > 0.0)

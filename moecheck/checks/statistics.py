@@ -3,53 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from moecheck.bounds import (
-    FLUSHED,
-    GLOBAL_FLIPS,
-    ROW_FLIPS,
-    SURELY,
-    disagreement_limit,
-    mean_square_limit,
-    projection_limit,
-)
+from moecheck.bounds import FLUSHED, GLOBAL_FLIPS, ROW_FLIPS, SURELY, disagreement_limit, projection_limit
 from moecheck.checks.finding import Judgement, Verdict
+from moecheck.checks.mean_squares import limited_mean_squares
+from moecheck.checks.sample import FEWEST, Bool, Sample, Squares, Statistic
 from moecheck.formats import AnyArray, Float64
-from moecheck.null_ensemble import FEWEST_ROWS, limit_of, usual_limit, usual_row
+from moecheck.null_ensemble import FEWEST_ROWS, usual_limit, usual_row
 from moecheck.oracle import ErrorModel, Values
 
-Bool = npt.NDArray[np.bool_]
-FEWEST = 64  # elements below which averages say nothing
 ENOUGH_ROWS = 16  # whose spread gives a standard error
-ROW_FREEDOM = 4  # independent errors that the elements of a row are worth at least (docs/error-model.md)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statistic:
-    """One statistic of an output. value: as measured. limit: what honest rounding explains, of |value|.
-
-    said: what a value beyond the limit means, in words; {value} and {limit} are filled in.
-    where: the group at fault. flip: what one requantised number on the other side makes of the statistic.
-    """
-
-    name: str
-    value: float
-    limit: float
-    said: str
-    where: dict[str, int]
-    flip: float = 0.0
-
-    @property
-    def passes(self) -> bool:
-        return bool(abs(self.value) <= self.limit)
-
-    @property
-    def message(self) -> str:
-        return self.said.format(value=self.value, limit=self.limit)
 
 
 def judge_statistics(
@@ -84,9 +50,12 @@ def judge_statistics(
         return None
     # Two independent requantisations of a number differ by more than a bug does: only the kernel's own tells.
     origin = expected.true if expected.ensemble is None else expected.rounded
-    sample = _Sample(
+    sigma = np.where(used, expected.sigma, 1.0)
+    simulated = () if expected.ensemble is None else expected.ensemble.errors
+    sample = Sample(
         error=np.where(used, out - expected.rounded, 0.0),
-        z=np.where(used, (out - origin) / np.where(used, expected.sigma, 1.0), 0.0),
+        squares=Squares.of(np.where(used, (out - origin) / sigma, 0.0)),
+        simulated=tuple(Squares.of(np.where(used, errors, 0.0) / sigma) for errors in simulated),
         expected=expected,
         model=model,
         used=used,
@@ -96,7 +65,7 @@ def judge_statistics(
         *_disagreement(sample, compared=bits, count=len(out)),
         *_slopes(sample, bias=bias, row_bias=row_bias, row=row, elementwise=elementwise),
         *_mean(sample, bias=bias),
-        *_limited_mean_squares(sample, row=row, groups=groups or {}),
+        *limited_mean_squares(sample, row=row, groups=groups or {}),
         *_usual_row(sample, bias=bias, row=row, bits=bits),
     ]
     numbers = {statistic.name: statistic.value for statistic in found} | _units(sample)
@@ -110,18 +79,6 @@ def judge_statistics(
         numbers={**numbers, **_limits(sample, found)},
         where={} if first is None else first.where,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sample:
-    """What the statistics are of, all [rows, columns], 0 where `used` is not: error = out - rounded, z."""
-
-    error: Float64
-    z: Float64
-    expected: Values
-    model: ErrorModel
-    used: Bool
-    step: Float64
 
 
 def reproduces(out: Float64, expected: Values) -> bool:
@@ -178,7 +135,7 @@ def _finite_rows(model: ErrorModel, used: Bool) -> tuple[ErrorModel, Bool]:
     return replace(model, **kept), used & finite[:, None]
 
 
-def _disagreement(sample: _Sample, *, compared: bool, count: int) -> Iterator[Statistic]:
+def _disagreement(sample: Sample, *, compared: bool, count: int) -> Iterator[Statistic]:
     """Share of elements whose bits are not those of the rounded reference."""
     if compared:
         limit = disagreement_limit(float(sample.model.disagreement[sample.used].mean()), rows=count)
@@ -195,7 +152,7 @@ def _disagreement(sample: _Sample, *, compared: bool, count: int) -> Iterator[St
         )
 
 
-def _slopes(sample: _Sample, *, bias: float, row_bias: float, row: str, elementwise: bool) -> Iterator[Statistic]:
+def _slopes(sample: Sample, *, bias: float, row_bias: float, row: str, elementwise: bool) -> Iterator[Statistic]:
     """Slope error b - 1 with b = sum c out / sum c rounded, of all elements and of the worst row."""
     model, c = sample.model, np.where(sample.used, sample.model.weights, 0.0)
     along = np.einsum("th,th->t", c, sample.error)
@@ -229,7 +186,7 @@ def _slopes(sample: _Sample, *, bias: float, row_bias: float, row: str, elementw
     )
 
 
-def _mean(sample: _Sample, *, bias: float) -> Iterator[Statistic]:
+def _mean(sample: Sample, *, bias: float) -> Iterator[Statistic]:
     """Mean of (out - rounded) / sigma: an offset."""
     c = np.where(sample.used, 1.0 / np.where(sample.used, sample.expected.sigma, 1.0), 0.0)
     flip = np.maximum(np.max(c * sample.step, axis=1, initial=0.0), sample.model.mean_flip)
@@ -247,23 +204,7 @@ def _mean(sample: _Sample, *, bias: float) -> Iterator[Statistic]:
     )
 
 
-def _limited_mean_squares(sample: _Sample, *, row: str, groups: dict[str, AnyArray]) -> Iterator[Statistic]:
-    """Root mean squares of z, with limits from the null ensemble where there is one."""
-    found = list(_mean_squares(sample, row=row, groups=groups))
-    if sample.expected.ensemble is None:
-        yield from found
-        return
-    values: dict[str, list[float]] = {statistic.name: [] for statistic in found}
-    closed: dict[str, list[float]] = {statistic.name: [] for statistic in found}
-    for z in _simulated(sample):
-        for statistic in _mean_squares(replace(sample, z=z), row=row, groups=groups):
-            values[statistic.name].append(statistic.value)
-            closed[statistic.name].append(statistic.limit)
-    for one in found:
-        yield replace(one, limit=limit_of(values[one.name], closed[one.name], one.limit, one.flip))
-
-
-def _usual_row(sample: _Sample, *, bias: float, row: str, bits: bool) -> Iterator[Statistic]:
+def _usual_row(sample: Sample, *, bias: float, row: str, bits: bool) -> Iterator[Statistic]:
     """Root mean square of z of the row that a quarter of them are below: few rows have a flip of a requantiser.
 
     As many elements may be off by one unit in the last place as the statistic of disagreement allows.
@@ -272,11 +213,11 @@ def _usual_row(sample: _Sample, *, bias: float, row: str, bits: bool) -> Iterato
     if sample.expected.ensemble is None or len(rows) < FEWEST_ROWS:
         return
     counts = sample.used.sum(axis=1)[rows]
-    pooled = np.array([np.sqrt(np.square(z).sum(axis=1)[rows] / counts) for z in _simulated(sample)])
+    pooled = np.array([np.sqrt(squares.by_row[rows] / counts) for squares in sample.simulated])
     sizes = _sizes(sample, sample.expected.rounded)[rows]
     off = min([1.0, *(statistic.limit for statistic in _disagreement(sample, compared=bits, count=len(sample.used)))])
     last_place = np.sqrt(off) * float(_sizes(sample, sample.step)[rows].max())
-    own = np.sqrt(np.square(sample.z).sum(axis=1)[rows] / counts)
+    own = np.sqrt(sample.squares.by_row[rows] / counts)
     yield Statistic(
         name="usual_row_rms_z",
         value=float(np.sort(own)[usual_row(len(rows))]),
@@ -287,85 +228,13 @@ def _usual_row(sample: _Sample, *, bias: float, row: str, bits: bool) -> Iterato
     )
 
 
-def _sizes(sample: _Sample, values: Float64) -> Float64:
+def _sizes(sample: Sample, values: Float64) -> Float64:
     """[rows]: root mean square of values / sigma. values: [rows, columns]."""
     ratio = np.where(sample.used, values / np.where(sample.used, sample.expected.sigma, 1.0), 0.0)
     return np.asarray(np.sqrt(np.square(ratio).sum(axis=1) / np.maximum(sample.used.sum(axis=1), 1)))
 
 
-def _simulated(sample: _Sample) -> Iterator[Float64]:
-    """Z of every simulated kernel."""
-    assert sample.expected.ensemble is not None
-    for errors in sample.expected.ensemble.errors:
-        yield np.where(sample.used, errors, 0.0) / np.where(sample.used, sample.expected.sigma, 1.0)
-
-
-def _mean_squares(sample: _Sample, *, row: str, groups: dict[str, AnyArray]) -> Iterator[Statistic]:
-    """Root mean square of z: of all elements, of the worst row, column and group."""
-    used, squares = sample.used, np.square(sample.z)
-    rows = np.flatnonzero(used.any(axis=1))
-    ensemble = sample.expected.ensemble
-    flip = 0.0 if ensemble is None else float(ensemble.flip[rows].max(initial=0.0))
-    yield Statistic(
-        name="rms_z",
-        value=float(np.sqrt(squares.sum() / np.count_nonzero(used))),
-        limit=mean_square_limit(len(rows) * ROW_FREEDOM, groups=1),
-        said="The error is {value:.3g} times what rounding explains on average (up to {limit:.3g} is normal): "
-        "something is rounded once more, or to fewer bits, than assumed.",
-        where={},
-        flip=flip / np.sqrt(len(rows)),
-    )
-    members = {
-        row: [np.array([r]) for r in range(len(squares))],
-        **{noun: _members(ids) for noun, ids in groups.items()},
-    }
-    for noun, lists in members.items():
-        worst = _worst_group(squares, used, lists)
-        if worst is not None:
-            yield _grouped(noun, *worst, flip=flip / np.sqrt(len(lists[worst[0]])))
-    counts = used.sum(axis=0)
-    if len(rows) >= FEWEST // 4 and counts.any():
-        means = np.sqrt(squares.sum(axis=0) / np.maximum(counts, 1))
-        excess = np.where(counts >= FEWEST // 4, means, 0.0)
-        column = int(np.argmax(excess))
-        limit = mean_square_limit(int(counts[column]), groups=len(means))
-        # The largest of some hundred normal numbers, one for each column of a flip, is four times their usual size.
-        yield _grouped("column", column, float(means[column]), limit, flip=4.0 * flip / np.sqrt(len(rows)))
-
-
-def _members(ids: AnyArray) -> list[AnyArray]:
-    """The rows of each group. ids: [rows, slots] int."""
-    return [np.flatnonzero((ids == group).any(axis=1)) for group in range(int(ids.max(initial=-1)) + 1)]
-
-
-def _worst_group(squares: Float64, used: Bool, lists: list[AnyArray]) -> tuple[int, float, float] | None:
-    """(group, rms z, limit) of the group that is furthest beyond what is normal for its size."""
-    found, worst = None, 0.0
-    by_row, counts = squares.sum(axis=1), used.sum(axis=1)
-    for group, rows in enumerate(lists):
-        count = int(counts[rows].sum())
-        if count < FEWEST:
-            continue
-        value = float(np.sqrt(by_row[rows].sum() / count))
-        limit = mean_square_limit(len(rows) * ROW_FREEDOM, groups=len(lists))
-        if found is None or value / limit > worst:
-            found, worst = (group, value, limit), value / limit
-    return found
-
-
-def _grouped(noun: str, group: int, value: float, limit: float, *, flip: float) -> Statistic:
-    return Statistic(
-        name=f"worst_{noun}_rms_z",
-        value=value,
-        limit=limit,
-        said=f"The error in {noun} {group} is {{value:.3g}} times what rounding explains on average (up to "
-        "{limit:.3g} is normal).",
-        where={noun: group},
-        flip=flip,
-    )
-
-
-def _units(sample: _Sample) -> dict[str, float]:
+def _units(sample: Sample) -> dict[str, float]:
     """Histogram of |out - rounded| in units in the last place: shares of 0 (the very bits), 1, and more."""
     units = np.abs(sample.error[sample.used]) / sample.step[sample.used]
     return {
@@ -376,7 +245,7 @@ def _units(sample: _Sample) -> dict[str, float]:
     }
 
 
-def _limits(sample: _Sample, found: list[Statistic]) -> dict[str, float]:
+def _limits(sample: Sample, found: list[Statistic]) -> dict[str, float]:
     """What the run would surely have seen: the smallest factor of all of the output; the slope's standard error."""
     slope = next((statistic for statistic in found if statistic.name == "slope_error"), None)
     if slope is None:

@@ -37,8 +37,7 @@ def judge_values(
     Elements that the reference itself finds to be undefined are left to `numbers["undefined"]`; where they are too
     many to say anything, the verdict is INCONCLUSIVE.
     """
-    defined = np.isfinite(expected.true) & ~np.isnan(expected.rounded)
-    allowed = np.zeros_like(expected.sigma) if exact else value_bound(expected.sigma)
+    defined, allowed = _defined(expected), _allowed(expected, exact=exact)
     error = metrics.abs_err(out, expected.true)
     beyond = defined & ~((error <= allowed) | _overflowed(out, expected, allowed, largest))
     numbers = _numbers(out, expected, error, defined, tol)
@@ -46,7 +45,7 @@ def judge_values(
     if not exact:
         numbers["limit_max_z"] = z_limit(expected.sigma.size)
     if not beyond.any():
-        if np.count_nonzero(~defined) > MOST_UNDEFINED * out.size:
+        if _is_undecided(defined):
             return _undecided(defined, numbers)
         return _explained(numbers, tol, max_mismatch)
     worst = _worst(out, error, allowed, beyond)
@@ -62,10 +61,25 @@ def judge_values(
 
 def is_vacuous(expected: Values, *, tol: float, exact: bool = False) -> bool:
     """Whether an all-zeros output would pass, at this tolerance or as rounding: such a case shows nothing."""
-    zeros, judged = np.zeros_like(expected.true), np.isfinite(expected.true)
-    if not (judged & metrics.mismatches(zeros, expected.true, tol)).any():
+    size, judged = np.abs(expected.true), np.isfinite(expected.true)
+    with np.errstate(invalid="ignore"):
+        shown = judged & (size > 0.0) & ~(size <= tol + tol * size)
+    if not shown.any():
         return True
-    return judge_values(zeros, expected, tol=tol, max_mismatch=None, exact=exact).verdict is Verdict.PASS
+    defined = _defined(expected)
+    return not (defined & ~(size <= _allowed(expected, exact=exact))).any() and not _is_undecided(defined)
+
+
+def _defined(expected: Values) -> Bool:
+    return np.asarray(np.isfinite(expected.true) & ~np.isnan(expected.rounded))
+
+
+def _is_undecided(defined: Bool) -> bool:
+    return np.count_nonzero(~defined) > MOST_UNDEFINED * defined.size
+
+
+def _allowed(expected: Values, *, exact: bool) -> Float64:
+    return np.zeros_like(expected.sigma) if exact else value_bound(expected.sigma)
 
 
 def _overflowed(out: Float64, expected: Values, allowed: Float64, largest: float) -> Bool:
@@ -97,9 +111,7 @@ def _numbers(out: Float64, expected: Values, error: Float64, defined: Bool, tol:
         z = np.where(error[defined] == 0, 0.0, error[defined] / expected.sigma[defined])
         rms_z = float(np.sqrt(np.mean(z**2))) if z.size else 0.0
     return {
-        "max_diff": metrics.max_diff(out, rounded),
-        "max_rel_diff": metrics.max_rel_diff(out, rounded),
-        "mismatch_ratio": metrics.mismatch_ratio(out, rounded, tol),
+        **metrics.differences(out, rounded, tol),
         "max_z": float(np.max(z, initial=0.0)),
         "rms_z": rms_z,
         "rms_ref": metrics.rms(expected.true),

@@ -11,7 +11,8 @@ import pytest
 from moecheck.cases import Case
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.checks.judge import Limits, judge
-from moecheck.checks.statistics import FEWEST, judge_statistics
+from moecheck.checks.sample import FEWEST
+from moecheck.checks.statistics import judge_statistics
 from moecheck.formats import AnyArray, Float64, store, to_float64
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle, Values
