@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -47,27 +48,23 @@ class JudgePool:
     """
 
     def __init__(self, processes: int, *, store: str, threads: int) -> None:
-        context = start_context()
-        self._leash, self._hand = context.Pipe(duplex=False)
-        self._pool = ProcessPoolExecutor(
-            processes, mp_context=context, initializer=_start, initargs=(store, threads, self._leash)
-        )
+        self._judges = [_Process(store, threads) for _ in range(processes)]
+        self._idle: SimpleQueue[_Process] = SimpleQueue()
+        for judge in self._judges:
+            self._idle.put(judge)
 
     def __call__(self, function: Callable[Concatenate[Oracle, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        judge = self._idle.get()
         try:
-            result: R = self._pool.submit(_judge, function, args, kwargs).result()
+            result: R = judge.call(function, args, kwargs)
             return result
-        except BrokenProcessPool as error:
-            raise HarnessError(
-                "A process that judges was ended from outside, as the system does when memory runs out; "
-                "try again with fewer --jobs."
-            ) from error
+        finally:
+            self._idle.put(judge)
 
     def close(self) -> None:
         """End the processes, also in the middle of a call."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._hand.close()
-        self._leash.close()
+        for judge in self._judges:
+            judge.close()
 
     def __enter__(self) -> JudgePool:
         return self
@@ -76,6 +73,31 @@ class JudgePool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Process:
+    """One of them. Each has a pool and a pipe of its own: one that is killed holds no lock that another waits for."""
+
+    def __init__(self, store: str, threads: int) -> None:
+        context = start_context()
+        self._leash, self._hand = context.Pipe(duplex=False)
+        self._pool = ProcessPoolExecutor(
+            1, mp_context=context, initializer=_start, initargs=(store, threads, self._leash)
+        )
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return self._pool.submit(_judge, function, args, kwargs).result()
+        except BrokenProcessPool as error:
+            raise HarnessError(
+                "A process that judges was ended from outside, as the system does when memory runs out; "
+                "try again with fewer --jobs."
+            ) from error
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._hand.close()
+        self._leash.close()
 
 
 def _start(store: str, threads: int, leash: Connection) -> None:

@@ -43,9 +43,10 @@ def judged(out: Path) -> int:
     return sum(verdict != Verdict.SKIP.value for _, verdict in closing(files[0])) if files else 0
 
 
-def begin(spec: str, out: Path, *, finished: int) -> subprocess.Popen[str]:
-    """A run in a process group of its own that has judged so many cases."""
-    process = start("kernels", *QUICK, "--kernel", spec, "--out", out, cwd=out)
+def begin(*specs: str, out: Path, finished: int) -> subprocess.Popen[str]:
+    """A run in a process group of its own, of all kernels at a time, that has judged so many cases."""
+    words = [word for spec in specs for word in ("--kernel", spec)]
+    process = start("kernels", *QUICK, *words, "--jobs", str(len(specs)), "--out", out, cwd=out)
     assert wait_until(lambda: judged(out) >= finished or process.poll() is not None, seconds=60)
     assert process.poll() is None, process.communicate()
     return process
@@ -55,7 +56,7 @@ def test_resume_after_kill_9_judges_each_case_once(write: Path, tmp_path: Path, 
     spec = slow_kernel(write)
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     cut.mkdir()
-    process = begin(spec, cut, finished=3)
+    process = begin(spec, out=cut, finished=3)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     folder = next(cut.iterdir())
@@ -80,16 +81,24 @@ def own_servers() -> set[int]:
 
 @pytest.mark.parametrize("name", ["hangs", "hangs-holding-the-lock", "hangs-ignoring-signals"])
 def test_kill_9_leaves_no_process_behind(name: str, write: Path, tmp_path: Path, mark: str) -> None:
-    process = begin(write_kernel(write, name), tmp_path, finished=0)
+    process = begin(write_kernel(write, name), out=tmp_path, finished=0)
     assert wait_until(lambda: len(marked(mark)) >= 4, seconds=60)  # run, resource tracker, fork server, worker
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert wait_until(lambda: not marked(mark), seconds=5), marked(mark)
 
 
+def test_kill_9_ends_every_process_that_judges(write: Path, tmp_path: Path, mark: str) -> None:
+    other = write_kernel(write, "correct")
+    process = begin(slow_kernel(write), other, out=tmp_path, finished=6)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=15)  # whoever is left holds its output open
+    assert wait_until(lambda: not marked(mark), seconds=5), marked(mark)
+
+
 @pytest.mark.parametrize("name", ["hangs", "hangs-holding-the-lock"])
 def test_ctrl_c_ends_at_once_and_says_how_to_go_on(name: str, write: Path, tmp_path: Path, mark: str) -> None:
-    process = begin(write_kernel(write, name), tmp_path, finished=0)
+    process = begin(write_kernel(write, name), out=tmp_path, finished=0)
     assert wait_until(lambda: any(tmp_path.glob("*/environment.json")), seconds=60)
     assert not wait_until(lambda: process.poll() is not None, seconds=1)
     os.killpg(process.pid, signal.SIGINT)
