@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from moecheck.cases import Case
 from moecheck.formats import AnyArray
 from moecheck.identify import Identified, identification_cases, identify, judge_numerics
-from moecheck.identify_candidates import VALUE_OPS
+from moecheck.identify.candidates import VALUE_OPS
 from moecheck.kernel import Declaration
 from moecheck.oracle import Oracle
 from moecheck.registry import Found, discover

@@ -10,6 +10,9 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
 
 import numpy as np
 from wrong_kernel import layer, topk
@@ -78,13 +81,15 @@ def main(seeds: int) -> int:
     print("$ python tools/measure_diagnosis.py" + (f" {seeds}" if len(sys.argv) > 1 else ""))
     print(f"{seeds} seeds each, dtypes {', '.join(DTYPES)} in turn; wrong kernels: float32 NumPy, stores in the dtype.")
     print(f"{'op':14} {'bug':38} {'named':>7} {'rms z':>7} {'reference':>10}  other answers")
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        return _measure(pool, seeds)
+
+
+def _measure(pool: ProcessPoolExecutor, seeds: int) -> int:
     missed = 0
     for bug, words, case in cases():
         named, shown, others = 0, [], []
-        for seed in range(seeds):
-            dtype = "fp32" if case.op == "topk_routing" else DTYPES[seed % len(DTYPES)]
-            one = Case(**{**_fields(case), "seed": seed, "dtype": dtype})
-            found = run(bug, one, seed)
+        for found in pool.map(run, [bug] * seeds, _seeded(case, seeds), range(seeds)):
             if found is not None and found.hypothesis == bug:
                 named += 1
                 shown.append((found.rms_z, found.rms_z_reference))
@@ -97,16 +102,17 @@ def main(seeds: int) -> int:
         )
     wrong = checked = 0
     for _, _, case in cases():
-        for seed in range(seeds):
-            dtype = "fp32" if case.op == "topk_routing" else DTYPES[seed % len(DTYPES)]
-            wrong += run("", Case(**{**_fields(case), "seed": seed, "dtype": dtype}), seed) is not None
-            checked += 1
+        found_in = pool.map(run, [""] * seeds, _seeded(case, seeds), range(seeds))
+        wrong += sum(found is not None for found in found_in)
+        checked += seeds
     print(f"Right kernels with a diagnosis: {wrong} of {checked}.")
     return int(missed > 0 or wrong > 0)
 
 
-def _fields(case: Case) -> dict[str, object]:
-    return {name: getattr(case, name) for name in case.__dataclass_fields__}
+def _seeded(case: Case, seeds: int) -> list[Case]:
+    """The case with each seed, in each dtype in turn."""
+    dtypes = ("fp32",) if case.op == "topk_routing" else DTYPES
+    return [replace(case, seed=seed, dtype=dtypes[seed % len(dtypes)]) for seed in range(seeds)]
 
 
 if __name__ == "__main__":
