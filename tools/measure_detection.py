@@ -56,9 +56,8 @@ def main() -> None:
         def share(function: Callable[..., bool], *arguments: object) -> float:
             return float(np.mean([*pool.map(partial(function, *arguments), range(a.seeds))]))
 
-        print(
-            f"share of {a.seeds} seeds in which a case fails\n{'format':6} {'factor':>9} {'declared':>9} {'found':>9} {'floor':>9}"
-        )
+        print(f"share of {a.seeds} seeds in which a case fails")
+        print(f"{'format':6} {'factor':>9} {'declared':>9} {'found':>9} {'floor':>9}")
         for dtype, factors in FACTORS.items():
             for factor in (1.0, *factors):
                 found = _found(factor)
