@@ -11,7 +11,7 @@ import pkgutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -250,10 +250,9 @@ class Oracle:
         contract = (numerics or FLOOR).resolve(case.dtype)
         # A contract that stores nothing low leaves the true value; else sums along rows are the other estimate's.
         known = numerics is not None and (contract.requantises or any(getattr(contract, n) != "fp32" for n in STORES))
-        about_true = call_reference(function, case, inputs, numerics=contract, dtype=case.dtype, rows=not known, **more)
-        about = about_true
-        if known:
-            about = call_reference(function, case, inputs, numerics=contract, dtype=case.dtype, flips=True, **more)
+        call = partial(call_reference, function, case, inputs, numerics=contract, dtype=case.dtype, **more)
+        about_true = call(both=True) if known else call()
+        about = about_true.about_rounded or (call(flips=True) if known else about_true)
         sigma, simulated = about_true.sigma, None
         ensembled = contract.requantises and hasattr(module, "variants")
         if ensembled or routing:  # routing weights may all be equal, and so are the errors of their rounding
@@ -269,8 +268,7 @@ class Oracle:
             weights = about_true.value / np.square(sigma)
             disagreement = np.minimum(about.estimate.mean_size / ulp(about.value, contract.out), 1.0)
         weights, ones = (np.where(np.isfinite(c), c, 0.0) for c in (weights, ones))
-        variance, flip = about.projected(weights)
-        mean_variance, mean_flip = about.projected(ones)
+        (variance, flip), (mean_variance, mean_flip) = about.projections(weights, ones)
         ensemble = None
         if simulated is not None:
             with np.errstate(invalid="ignore"):

@@ -61,13 +61,13 @@ def activation_terms(g: Float64, spec: ExpertSpec, *, averaged: bool = False) ->
     cancels for g < 0; erf is off by 2 ulps of 1, not of q, for fp32 libraries approximate it to 1.5e-7 (Abramowitz and
     Stegun, formula 7.1.26).
     """
-    value, slope = _value_and_derivative(g, spec)
-    squared = _average_square if averaged else _exact_square
-    last_place = squared(value)
-    rounding = last_place / 12.0
+    value, slope = value_and_derivative(g, spec)
+    rounding_of = _average_rounding if averaged else _exact_rounding
+    rounding = rounding_of(value)
     if spec.activation == "relu2":
         return Terms(value, slope, rounding)
-    argument = np.square(slope) * squared(g) / 12.0
+    argument = np.square(slope)
+    argument *= rounding_of(g)
     if spec.activation == "gelu":
         function = np.square(g * (0.5 * _FUNCTION_ULPS * float(ulp(np.ones(1), "fp32")[0])))
     elif spec.activation == "gelu_tanh":
@@ -76,8 +76,12 @@ def activation_terms(g: Float64, spec: ExpertSpec, *, averaged: bool = False) ->
         function = np.square(0.5 * g * _FUNCTION_ULPS * ulp(q, "fp32"))
     else:
         # A sigmoid below the smallest normal fp32 number, or one whose exp(-g) overflows, may come out as 0.
-        function = last_place * _FUNCTION_ULPS**2 + np.square(g * _SMALLEST_NORMAL)
-    return Terms(value, slope, function + argument + 2.0 * rounding)
+        function = rounding * (12.0 * _FUNCTION_ULPS**2)
+        function += np.square(g * _SMALLEST_NORMAL)
+    rounding *= 2.0
+    rounding += function
+    rounding += argument
+    return Terms(value, slope, rounding)
 
 
 def activation_estimate(
@@ -86,28 +90,33 @@ def activation_estimate(
     """The estimate of act(g); sigmoid_format: as Numerics.sigmoid. averaged: as in activation_terms."""
     if sigmoid_format == "fp32" or spec.activation != "silu":
         terms = activation_terms(g.value, spec, averaged=averaged)
-        scaled = g.scaled(terms.derivative)
-        return scaled._replace(value=terms.value, dense=scaled.dense + terms.evaluation)
+        a = g.through(terms.value, terms.derivative)
+        return a._replace(dense=terms.evaluation if a.exact else a.dense + terms.evaluation)
     argument = g if spec.swiglu_alpha == 1.0 else stored(g.scaled(spec.swiglu_alpha), sigmoid_format)
     s = sigmoid(argument.value)
-    gate = argument.scaled(s * (1.0 - s))
+    gate = argument.through(s, s * (1.0 - s))
     # As above: a sigmoid below the smallest normal number may come out as 0.
     evaluation = np.square(_FUNCTION_ULPS * ulp(s, "fp32")) + np.square(_SMALLEST_NORMAL)
-    gate = gate._replace(value=s, dense=gate.dense + evaluation)
+    gate = gate._replace(dense=gate.dense + evaluation)
     return product(g, stored(gate, sigmoid_format))
 
 
-def _exact_square(values: Float64) -> Float64:
-    """ulp^2 in fp32."""
-    return np.square(ulp(values, "fp32"))
+def _exact_rounding(values: Float64) -> Float64:
+    """Variance of a rounding to fp32, ulp^2 / 12."""
+    step = ulp(values, "fp32")
+    np.square(step, out=step)
+    step /= 12.0
+    return step
 
 
-def _average_square(values: Float64) -> Float64:
-    """The average of ulp^2 over numbers of this size, evenly spread on a log scale."""
-    return (12.0 * KEPT) * np.square(values)
+def _average_rounding(values: Float64) -> Float64:
+    """Its average over numbers of this size, evenly spread on a log scale."""
+    square = np.square(values)
+    square *= KEPT
+    return square
 
 
-def _value_and_derivative(g: Float64, spec: ExpertSpec) -> tuple[Float64, Float64]:
+def value_and_derivative(g: Float64, spec: ExpertSpec) -> tuple[Float64, Float64]:
     if spec.activation == "silu":
         s = sigmoid(spec.swiglu_alpha * g)
         value = g * s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from moecheck.formats import AnyArray, Float64
 from moecheck.numerics import Numerics
 
+from ._errors import Question
 from ._stores import KEPT, Estimate, exact_in, rounded, stored
 
 
@@ -38,65 +39,82 @@ def combine(summands: Iterable[Summands], shape: tuple[int, ...], stores: Numeri
     """
     total = np.zeros(shape)
     partial = _partial_format(stores)
-    for tokens, slots, values in summands if not _by_slot(stores) else _value_slots(summands):
-        for rows in _each_token_once(tokens, slots):
+    for tokens, _, values in summands if not _by_slot(stores) else _value_slots(summands):
+        for rows in _each_token_once(tokens):
             total[tokens[rows]] = rounded(total[tokens[rows]] + values[rows], partial)
     return rounded(total, stores.out)
 
 
 def combine_estimates(
-    summands: Iterable[EstimatedSummands], shape: tuple[int, ...], stores: Numerics, terms: str, *, flips: bool
-) -> tuple[Estimate, Float64]:
-    """The estimate of the sum, [T, H]: the terms' own errors and the stores; and the sum of what they share.
+    summands: Iterable[Sequence[EstimatedSummands]],
+    shape: tuple[int, ...],
+    stores: Numerics,
+    terms: str,
+    asked: Sequence[Question],
+) -> list[tuple[Estimate, Float64 | None]]:
+    """For each question the estimate of the sum, [T, H]: the terms' own errors and the stores; and the sum of what they
+    share, None where rows are not asked for.
 
-    terms: format that the terms were last rounded to. Storing a number in a format that has it adds no error: the first
-    addition where `terms` fits `combine`, and `out` where `combine` fits `out`.
+    summands: answers to every question. terms: format that the terms were last rounded to. Storing a number in a format
+    that has it adds no error: the first addition where `terms` fits `combine`, and `out` where `combine` fits `out`.
     """
-    parts = [np.zeros(shape) for _ in range(4 if flips else 2)]  # value, dense, rare, size
-    shared = np.zeros(shape)
-    started = np.zeros(shape[0], dtype=bool)
-    partial = _partial_format(stores)
-    first_is_exact = exact_in(terms, partial)
-    for tokens, slots, estimate, common in summands if not _by_slot(stores) else _estimate_slots(summands):
-        for rows in _each_token_once(tokens, slots):
-            t = tokens[rows]
-            if common is not None:
-                shared[t] += common[rows]
-            if partial == "fp32":  # the usual case, in fewer steps
-                added = [None if part is None else part[rows] for part in estimate]
-                _add_in_fp32(parts, t, Estimate(*added), started[t] if first_is_exact else None)  # type: ignore[arg-type]  # as in estimate
-                started[t] = True
-                continue
-            for part, more in zip(parts, estimate, strict=False):
+    sums = [_Sum(shape, stores, terms, question) for question in asked]
+    if _by_slot(stores):
+        held = list(summands)
+        for i, one in enumerate(sums):
+            for item in _estimate_slots([items[i] for items in held]):
+                one.add(item)
+    else:
+        for items in summands:
+            for one, item in zip(sums, items, strict=True):
+                one.add(item)
+    return [one.finished() for one in sums]
+
+
+class _Sum:
+    """A sum per token that grows."""
+
+    def __init__(self, shape: tuple[int, ...], stores: Numerics, terms: str, question: Question) -> None:
+        self._parts = [np.zeros(shape) for _ in range(4 if question.flips else 2)]  # value, dense, rare, size
+        self._shared = np.zeros(shape) if question.rows else None
+        self._started = np.zeros(shape[0], dtype=bool)
+        self._partial, self._out = _partial_format(stores), stores.out
+        self._first_is_exact = exact_in(terms, self._partial)
+
+    def add(self, item: EstimatedSummands) -> None:
+        for rows in _each_token_once(item.tokens):
+            t: Any = item.tokens[rows]
+            if len(t) == len(self._started) and np.all(t[:-1] < t[1:]):
+                t = slice(None)  # the same, without copies
+            if self._shared is not None and item.shared is not None:
+                self._shared[t] += item.shared[rows]
+            for part, more in zip(self._parts, item.estimate, strict=False):
                 if more is not None:
                     part[t] += more[rows]
-            rounding = t[started[t]] if first_is_exact else t
-            started[t] = True
-            if len(rounding):
-                after = stored(Estimate(*(part[rounding] for part in parts)), partial)
-                for part, new in zip(parts, after, strict=False):
-                    if new is not None:
-                        part[rounding] = new
-    total = Estimate(*parts)
-    if not exact_in(partial, stores.out):
-        total = stored(total, stores.out)
-    for errors in total[1:]:
-        if errors is not None:
-            errors[~started] = 0.0  # exactly 0 in every kernel
-    return total, shared
+            rounds = self._started[t] if self._first_is_exact else np.ones(len(item.tokens[rows]), dtype=bool)
+            if np.any(rounds):
+                self._round(np.arange(len(self._started))[t][rounds] if not np.all(rounds) else t)
+            self._started[t] = True
 
+    def _round(self, t: Any) -> None:
+        """Round the partial sums of tokens t."""
+        if self._partial == "fp32":  # the usual case, in fewer steps
+            value, dense = self._parts[:2]
+            dense[t] += KEPT * np.square(value[t])
+            return
+        after = stored(Estimate(*(part[t] for part in self._parts)), self._partial)
+        for part, new in zip(self._parts, after, strict=False):
+            if new is not None:
+                part[t] = new
 
-def _add_in_fp32(parts: list[Float64], t: AnyArray, added: Estimate, rounds: AnyArray | None) -> None:
-    """Add to the rows t of parts, in fp32. rounds: [n] bool, the rows whose sum is rounded, None for all."""
-    value = parts[0][t] + added.value
-    parts[0][t] = value
-    rounding = KEPT * np.square(value)
-    if rounds is not None:
-        rounding *= rounds[:, None]
-    parts[1][t] += added.dense + rounding
-    for part, more in zip(parts[2:], added[2:], strict=False):
-        if more is not None:
-            part[t] += more
+    def finished(self) -> tuple[Estimate, Float64 | None]:
+        total = Estimate(*self._parts)
+        if not exact_in(self._partial, self._out):
+            total = stored(total, self._out)
+        for errors in total[1:]:
+            if errors is not None:
+                errors[~self._started] = 0.0  # exactly 0 in every kernel
+        return total, self._shared
 
 
 def _partial_format(stores: Numerics) -> str:
@@ -108,13 +126,17 @@ def _by_slot(stores: Numerics) -> bool:
     return stores.combine_order == "slot" and stores.combine != "fp32"
 
 
-def _each_token_once(tokens: AnyArray, slots: AnyArray) -> Iterator[Any]:
-    """Row indices such that no token occurs twice among them: all at once, unless an expert was chosen twice."""
+def _each_token_once(tokens: AnyArray) -> Iterator[Any]:
+    """Row indices such that no token occurs twice among them, its rows in their order: all at once where none does."""
     if len(set(tokens.tolist())) == len(tokens):
         yield slice(None)
         return
-    for slot in np.unique(slots):
-        yield np.flatnonzero(slots == slot)
+    order = np.argsort(tokens, kind="stable")
+    first = np.searchsorted(tokens[order], tokens[order])  # of the token's rows in this order
+    occurrence = np.empty(len(tokens), np.int64)
+    occurrence[order] = np.arange(len(tokens)) - first
+    for number in range(int(occurrence.max()) + 1):
+        yield np.flatnonzero(occurrence == number)
 
 
 def _value_slots(summands: Iterable[Summands]) -> Iterator[Summands]:

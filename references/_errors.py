@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from moecheck.formats import AnyArray, Float64
 
+from ._row_groups import Group
 from ._stores import Estimate
+
+
+class Question(NamedTuple):
+    """What is asked of a kernel's error. flips: about the reference that rounds, not about the true value. rows:
+    whether sums along a row will be asked of the answer.
+    """
+
+    flips: bool
+    rows: bool
+
+
+def questions(*, flips: bool, rows: bool, both: bool) -> list[Question]:
+    """One question; or both, the first of which is about the true value and knows nothing of sums along a row."""
+    return [Question(False, False), Question(True, rows)] if both else [Question(flips, rows)]
+
+
+def answer(errors: Sequence[Errors]) -> Errors:
+    """The answers to `questions` as one."""
+    first, *more = errors
+    return replace(first, about_rounded=more[0]) if more else first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,29 +39,37 @@ class SharedError:
     """An error source in front of a linear map, which every column of a row shares.
 
     rows: [n] output row of each source row. scale: [n] what the map's result is multiplied by. variance, step: [n, I]
-    of the source's elements and the size of one flip of each (fp32 is enough). matrix: gives the map, [H, I].
+    of the source's elements and the size of one flip of each (fp32 is enough). groups: the map of each source row,
+    [H, I].
     """
 
     rows: AnyArray
     scale: Float64
     variance: AnyArray
     step: AnyArray
-    matrix: Callable[[], Float64]
+    groups: Sequence[Group]
 
     def scaled(self, factor: float) -> SharedError:
         return replace(self, scale=self.scale * factor)
 
-    def projected(self, c: Float64) -> tuple[Float64, Float64]:
-        """[n], [n]: Var of sum_i c_i error_i, and the most that one flip adds to it. c: [rows, H] coefficients."""
-        along = (c[self.rows] * self.scale[:, None]) @ self.matrix()
-        variance: Float64 = np.einsum("nj,nj,nj->n", along, along, self.variance)
-        return variance, np.max(np.abs(along) * self.step, axis=1, initial=0.0)
+    def projections(self, *cs: Float64) -> list[tuple[Float64, Float64]]:
+        """For each of cs, [rows, H]: Var of sum_i c_i error_i, and the most that one flip adds to it, both [n]."""
+        weighted = [c[self.rows] * self.scale[:, None] for c in cs]
+        answers = []
+        for along in self._through(np.stack(weighted), lambda w: w):
+            variance = np.einsum("nj,nj,nj->n", along, along, self.variance)
+            answers.append((variance, np.max(np.abs(along) * self.step, axis=1, initial=0.0)))
+        return answers
 
     def largest_flip(self, c: Float64) -> Float64:
         """[n]: sum_i c_i error_i^2 of the one flip that adds most to it. c: [rows, H], not negative."""
-        squares: AnyArray = np.square(self.matrix().astype(np.float32))
-        along = (c[self.rows] * np.square(self.scale)[:, None]).astype(np.float32) @ squares
+        weighted = (c[self.rows] * np.square(self.scale)[:, None]).astype(np.float32)
+        along = self._through(weighted, lambda w: np.square(w.astype(np.float32)))
         return np.asarray(np.max(along * np.square(self.step), axis=1, initial=0.0), np.float64)
+
+    def _through(self, c: AnyArray, part_of: Callable[[Float64], AnyArray]) -> AnyArray:
+        """The products of c, [..., n, H], with part_of(W) of each row's map: [..., n, I]."""
+        return np.concatenate([c[..., rows, :] @ part_of(matrix()) for rows, matrix in self.groups], axis=-2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +86,10 @@ class FactorError:
 
     def scaled(self, factor: float) -> FactorError:
         return replace(self, along=self.along * factor)
+
+    def projections(self, *cs: Float64) -> list[tuple[Float64, Float64]]:
+        """As of SharedError."""
+        return [self.projected(c) for c in cs]
 
     def projected(self, c: Float64) -> tuple[Float64, Float64]:
         """[n], [n]: Var of sum_i c_i error_i, and the most that one flip adds. c: [rows, H]."""
@@ -76,13 +110,15 @@ class Errors:
     """The estimate of an output [rows, columns], and which part of its variance the columns of a row share.
 
     shared: [rows, columns], the part of the variance that `sources` explain; None where all errors are independent.
-    rows: whether `sources` are known, so that sums along a row can be asked about.
+    rows: whether `sources` are known, so that sums along a row can be asked about. about_rounded: of the reference that
+    rounds, where both questions were asked; then all else is about the true value.
     """
 
     estimate: Estimate
     shared: Float64 | None = None
     sources: tuple[SharedError | FactorError, ...] = ()
     rows: bool = True
+    about_rounded: Errors | None = None
 
     @property
     def value(self) -> Float64:
@@ -106,17 +142,20 @@ class Errors:
 
         The part of each element's variance that no source explains is independent of all others.
         """
+        return self.projections(c)[0]
+
+    def projections(self, *cs: Float64) -> list[tuple[Float64, Float64]]:
+        """As `projected`, for several c at once."""
         if not self.rows:
             raise ValueError("the errors were estimated without what rows share.")
-        flip = np.zeros(len(c))
         variance = self.estimate.variance
         independent = variance if self.shared is None else np.maximum(variance - self.shared, 0.0)
-        total: Float64 = np.einsum("th,th,th->t", c, c, independent)
+        answers = [(np.einsum("th,th,th->t", c, c, independent), np.zeros(len(c))) for c in cs]
         for source in self.sources:
-            variance_of, flip_of = source.projected(c)
-            np.add.at(total, source.rows, variance_of)
-            np.maximum.at(flip, source.rows, flip_of)
-        return total, flip
+            for (total, flip), (variance_of, flip_of) in zip(answers, source.projections(*cs), strict=True):
+                np.add.at(total, source.rows, variance_of)
+                np.maximum.at(flip, source.rows, flip_of)
+        return answers
 
     def largest_flip(self, c: Float64) -> Float64:
         """[rows]: sum_i c_i error_i^2 of the one flip of each row that adds most to it. c: [rows, columns], >= 0."""

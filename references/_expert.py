@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,8 +12,19 @@ from moecheck.formats import AnyArray, Float64, ulp
 from moecheck.numerics import Numerics
 from moecheck.spec import ExpertSpec
 
+from ._errors import Question
 from ._quantize import quantized, requantized
-from ._stores import Estimate, biased, linear, linear_estimate, rounded, stored_or_kept
+from ._row_groups import Group, products
+from ._stores import (
+    Estimate,
+    biased,
+    exact_linear_estimate,
+    given,
+    linear,
+    linear_estimates,
+    rounded,
+    stored_or_kept,
+)
 from .act_and_mul import activated, activated_estimate, factors, split
 
 
@@ -48,6 +60,17 @@ def expert_output(x: Float64, weights: Weights, spec: ExpertSpec, stores: Numeri
     return rounded(linear(h, weights.w2, weights.b2, before_bias=stores.before_bias), stores.per_expert)
 
 
+class GroupedWeights(NamedTuple):
+    """Weights of experts whose rows follow each other. w13, w2: matrices as of Weights. b13: [n, 2I] or [n, I], b2:
+    [n, H], by row.
+    """
+
+    w13: Sequence[Group]
+    w2: Sequence[Group]
+    b13: Float64 | None = None
+    b2: Float64 | None = None
+
+
 class EstimatedOutput(NamedTuple):
     """z of some rows, [n, H]. v_h, step: [n, I] fp32, variance of h and what a flip of its store moves it by. shared:
     [n, H], the part of V_z that comes from h. The three are None where rows are not asked for.
@@ -59,41 +82,71 @@ class EstimatedOutput(NamedTuple):
     shared: Float64 | None
 
 
-def expert_estimate(
-    x: Estimate, weights: Weights, spec: ExpertSpec, stores: Numerics, *, exact_input: bool = True, rows: bool = True
-) -> EstimatedOutput:
-    """The estimate of z. x: estimate of [n, H]. exact_input: x has no error. rows: whether it is wanted what the
-    columns of a row share.
+def expert_estimates(
+    xs: Sequence[Estimate],
+    weights: GroupedWeights,
+    spec: ExpertSpec,
+    stores: Numerics,
+    asked: Sequence[Question],
+    *,
+    exact_input: bool = True,
+) -> list[EstimatedOutput]:
+    """The estimates of z, one for each question. xs: estimates of [n, H]. exact_input: x has no error.
 
     V_g,u = V(x W13^T) + stores; V_h as in act_and_mul; V_z = V(h W2^T) + stores, where V(x W^T) has the inputs' errors
     and the fp32 accumulation. Errors of different columns of h are taken as independent; each is shared by all of z.
     """
     before, accumulate = stores.before_bias, stores.accumulate
-    if stores.a1_quant is not None:
-        # a quantised exact input still is one for every kernel, though not for the true value
-        exact_input = exact_input and x.rare is not None
-        x, _ = requantized(x, stores.a1_quant)
+    firsts = _first_products(xs, weights.w13, stores, exact_input=exact_input)
+    gate_ups = [stored_or_kept(biased(y, weights.b13, before), stores.gate_up) for y in firsts]
+    hs, steps = [], []
+    for gate_up, question in zip(gate_ups, asked, strict=True):
+        h, step = activated_estimate(gate_up, spec, stores, averaged=True), np.zeros((1, 1))
+        if stores.a2_quant is not None:
+            h, step = requantized(h, stores.a2_quant)
+        elif question.rows and question.flips:
+            step = _flip_of(h.value, gate_up.value, spec, stores)
+        hs.append(h)
+        steps.append(step)
+    zs, norms = linear_estimates(hs, weights.w2, accumulate=accumulate, norms=any(q.rows for q in asked))
+    outputs = []
+    for h, z, step, question in zip(hs, zs, steps, asked, strict=True):
+        stored_z = stored_or_kept(biased(z, weights.b2, before), stores.per_expert)
+        if not question.rows:
+            outputs.append(EstimatedOutput(stored_z, None, None, None))
+            continue
+        # What accumulation adds to V_z, which columns do not share: its mean over a row of h and a row of w2.
+        width = max(h.value.shape[1], 1)
+        bridge, _ = ACCUMULATORS[accumulate].variance_factors(width)
+        own = np.vecdot(h.value, h.value)[:, None] * norms * (bridge / width)
+        shared = np.maximum(z.variance - own, 0.0)
+        outputs.append(EstimatedOutput(stored_z, h.variance.astype(np.float32), step.astype(np.float32), shared))
+    return outputs
+
+
+def _first_products(
+    xs: Sequence[Estimate], w13: Sequence[Group], stores: Numerics, *, exact_input: bool
+) -> list[Estimate]:
+    """The estimates of x W13^T, x quantised first where the contract says so."""
+    if not exact_input and stores.a1_quant is None:
+        return linear_estimates(xs, w13, accumulate=stores.accumulate)[0]
+    if stores.a1_quant is None:  # x is the same for every question
+        return _of_exact(xs, w13, stores)
+    quantised = (requantized(x, stores.a1_quant)[0] for x in xs)
+    # a quantised exact input still is one for every kernel, though not for the true value
+    return [
+        _of_exact([x], w13, stores)[0]
+        if exact_input and x.rare is not None
+        else linear_estimates([x], w13, accumulate=stores.accumulate)[0][0]
+        for x in quantised
+    ]
+
+
+def _of_exact(xs: Sequence[Estimate], w13: Sequence[Group], stores: Numerics) -> list[Estimate]:
+    """The estimates of x W13^T of one x without error."""
     low = stores.gate_up != "fp32"
-    y = linear_estimate(x, weights.w13, exact_input=exact_input, stored_low=low, accumulate=accumulate)
-    gate_up = biased(y, weights.b13, before)
-    gate_up = stored_or_kept(gate_up, stores.gate_up)
-    h = activated_estimate(gate_up, spec, stores, averaged=True)
-    step = np.zeros((1, 1))
-    if stores.a2_quant is not None:
-        h, step = requantized(h, stores.a2_quant)
-    elif rows and x.rare is not None:
-        step = _flip_of(h.value, gate_up.value, spec, stores)
-    z = linear_estimate(h, weights.w2, accumulate=accumulate)
-    if not rows:
-        return EstimatedOutput(stored_or_kept(biased(z, weights.b2, before), stores.per_expert), None, None, None)
-    # What accumulation adds to V_z, which columns do not share: its mean over a row of h and a row of w2.
-    width = max(h.value.shape[1], 1)
-    bridge, _ = ACCUMULATORS[accumulate].variance_factors(width)
-    squares = np.einsum("hi,hi->h", weights.w2, weights.w2) * (bridge / width)
-    own = np.einsum("ni,ni->n", h.value, h.value)[:, None] * squares
-    shared = np.maximum(z.variance - own, 0.0)
-    z = stored_or_kept(biased(z, weights.b2, before), stores.per_expert)
-    return EstimatedOutput(z, h.variance.astype(np.float32), step.astype(np.float32), shared)
+    y = exact_linear_estimate(xs[0].value, w13, stored_low=low, accumulate=stores.accumulate)
+    return [given(y, flips=x.rare is not None) for x in xs]
 
 
 def _flip_of(h: Float64, gate_up: Float64, spec: ExpertSpec, stores: Numerics) -> Float64:
@@ -112,11 +165,13 @@ def _flip_of(h: Float64, gate_up: Float64, spec: ExpertSpec, stores: Numerics) -
     return step
 
 
-def expert_slope(x: Float64, dx: Float64, weights: Weights, spec: ExpertSpec) -> Float64:
+def expert_slope(x: Float64, dx: Float64, weights: GroupedWeights, spec: ExpertSpec) -> Float64:
     """Directional derivative of z at x along dx: W2 (a' m dg + a m' du). x, dx: [n, H] float64. Returns [n, H]."""
-    f = factors(linear(x, weights.w13, weights.b13), spec)
-    dg, du = split(linear(dx, weights.w13), spec)
+    gate_up, d_gate_up = products(weights.w13, [x, dx]).values
+    f = factors(gate_up if weights.b13 is None else gate_up + weights.b13, spec)
+    dg, du = split(d_gate_up, spec)
     dh = f.da * f.m * dg
     if du is not None:
         dh += f.a * f.dm * du
-    return linear(dh, weights.w2)
+    slope: Float64 = products(weights.w2, [dh]).values[0]
+    return slope

@@ -22,15 +22,21 @@ _EXPONENT_BITS = np.uint64(0x7FF0000000000000)
 
 
 class Quantized(NamedTuple):
-    """Values q s as the GEMM uses them, and the distance of neighbouring values there, both [n, K] float64.
+    """Values q s as the GEMM uses them, [n, K] float64.
 
-    scale: [n, groups] fp32. largest: [n, groups] int, the column of the element that determines the scale.
+    codes: q, [n, K] float64. scale: [n, groups] fp32. largest: [n, groups] int, the column of the element that
+    determines the scale.
     """
 
     value: Float64
-    step: Float64
+    codes: Float64
     scale: Float32
     largest: npt.NDArray[np.intp]
+
+    def step(self, quantizer: Quantizer) -> Float64:
+        """The distance of neighbouring values, [n, K]."""
+        width = self.value.shape[1]
+        return code_step(self.codes, quantizer.format) * _spread(self.scale, quantizer.group or width, width)
 
 
 def quantized(values: Float64, quantizer: Quantizer) -> Quantized:
@@ -54,8 +60,7 @@ def quantized(values: Float64, quantizer: Quantizer) -> Quantized:
         s = np.repeat(scale, group, axis=1)[:, :width]
         quotient = x / s if quantizer.division == "divide" else x * (np.float32(1.0) / s)
         q = coded(quotient.astype(np.float64), quantizer.format)
-        wide = s.astype(np.float64)
-        return Quantized(q * wide, code_step(q, quantizer.format) * wide, scale, largest)
+        return Quantized(q * s, q, scale, largest)
 
 
 def scale_of(amax: Float32, quantizer: Quantizer) -> Float32:
@@ -78,15 +83,22 @@ def coded(values: Float64, name: str) -> Float64:
     step = code_step(values, name)
     limit = CODES[name].max_value
     with np.errstate(invalid="ignore"):
-        return np.clip(np.rint(np.clip(values, -2.0 * limit, 2.0 * limit) / step) * step, -limit, limit)
+        q: Float64 = np.clip(values, -2.0 * limit, 2.0 * limit)
+        q /= step
+        np.rint(q, out=q)
+        q *= step
+        return np.clip(q, -limit, limit, out=q)
 
 
 def code_step(values: Float64, name: str) -> Float64:
     """Distance of neighbouring numbers of a quantised format at |values|: 2^(max(e, e_min) - precision + 1)."""
     code = CODES[name]
-    power = (np.asarray(values, np.float64).view(np.uint64) & _EXPONENT_BITS).view(np.float64)
-    inside = np.clip(power, 2.0**code.min_exponent, 2.0 ** np.floor(np.log2(code.max_value)))
-    return np.asarray(inside * 2.0 ** (1 - code.precision))
+    values = np.asarray(values, np.float64)
+    step: Float64 = np.empty(values.shape)
+    np.bitwise_and(values.view(np.uint64), _EXPONENT_BITS, out=step.view(np.uint64))
+    np.clip(step, 2.0**code.min_exponent, 2.0 ** np.floor(np.log2(code.max_value)), out=step)
+    step *= 2.0 ** (1 - code.precision)
+    return step
 
 
 def requantized(estimate: Estimate, quantizer: Quantizer) -> tuple[Estimate, Float64]:
@@ -99,12 +111,13 @@ def requantized(estimate: Estimate, quantizer: Quantizer) -> tuple[Estimate, Flo
     which is another one for int8, and for fp8 below the smallest normal number only.
     """
     about = quantized(estimate.value, quantizer)
+    step = about.step(quantizer)
     if estimate.rare is None:
-        return Estimate(estimate.value, estimate.dense + np.square(about.step) / 12.0), about.step
-    moved = flipped(estimate, about.step)
+        return Estimate(estimate.value, estimate.dense + np.square(step) / 12.0), step
+    moved = flipped(estimate, step)
     width = estimate.value.shape[1]
     if not width:
-        return moved._replace(value=about.value), about.step
+        return moved._replace(value=about.value), step
     # Flips of the largest element before the quantiser are seldom; its usual error is what moves the scale.
     amax = np.take_along_axis(np.abs(estimate.value), about.largest, axis=1)
     sd = np.sqrt(np.take_along_axis(estimate.variance, about.largest, axis=1))
@@ -113,10 +126,10 @@ def requantized(estimate: Estimate, quantizer: Quantizer) -> tuple[Estimate, Flo
         if quantizer.scale == "float":
             share = np.where(amax > quantizer.eps, sd / amax, 0.0)
             dense = np.square(about.value * _spread(share, group, width))
-            return Estimate(about.value, dense, moved.rare, moved.size), about.step
+            return Estimate(about.value, dense, moved.rare, moved.size), step
         chances = _crossing(amax, sd, quantizer)
         if not np.any(chances > NEVER):
-            return moved._replace(value=about.value), about.step
+            return moved._replace(value=about.value), step
         chance = _spread(chances, group, width)
         # A scale is rounded up: above a boundary the other one is half as large, below it twice.
         ratio = np.maximum(amax, quantizer.eps) / CODES[quantizer.format].max_value
@@ -125,7 +138,7 @@ def requantized(estimate: Estimate, quantizer: Quantizer) -> tuple[Estimate, Flo
     assert moved.rare is not None
     assert moved.size is not None
     rare, size = moved.rare + chance * np.square(apart), moved.size + chance * apart
-    return Estimate(about.value, moved.dense, rare, size), about.step
+    return Estimate(about.value, moved.dense, rare, size), step
 
 
 def _crossing(amax: Float64, sd: Float64, quantizer: Quantizer) -> Float64:

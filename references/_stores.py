@@ -16,21 +16,20 @@ does, in fp32, so the variance of an fp32 rounding is always counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from moecheck.accumulators import ACCUMULATORS
 from moecheck.formats import FORMATS, AnyArray, Float64, format_of, round_to, to_float64, ulp
 from moecheck.numerics import INPUT, STORES, Numerics
 
+from ._row_groups import Group, products
+
 NORMAL_SIZE = float(np.sqrt(2.0 / np.pi))  # E|d| of a standard normal d
-COLUMNS = 256  # rows of W squared at a time: bounds the extra memory
-SQUARES_FIT = (1e-6, 1e4)  # a matrix whose largest element lies between has squares and products that fp32 holds
-LARGEST_ROW = 2.0**70  # scale of what is multiplied with such squares
 KEPT = 0.18 * 2.0**-48  # of v^2, mean variance of an fp32 rounding
+_ZERO = np.zeros(1)
 EXACT = Numerics(out="fp32")  # every value kept: the mathematics itself
 
 
@@ -56,22 +55,40 @@ class Estimate(NamedTuple):
         size = NORMAL_SIZE * np.sqrt(self.dense)
         return size if self.size is None else size + self.size
 
+    @property
+    def exact(self) -> bool:
+        """Whether the value was given, so that it has no error."""
+        return not any(self.dense.strides) and (self.rare is None or not any(self.rare.strides))
+
     def scaled(self, factor: Float64 | float) -> Estimate:
         """The estimate of factor * value; the product itself is not rounded."""
-        square = np.square(factor)
+        return self.through(self.value * factor, factor)
+
+    def through(self, value: Float64, derivative: Float64 | float) -> Estimate:
+        """The estimate of a function of the value, given what it returns and its derivative."""
+        if self.exact:
+            return exactly(value, flips=self.rare is not None)
+        square = np.square(derivative)
         rare = None if self.rare is None else self.rare * square
-        size = None if self.size is None else self.size * np.abs(factor)
-        return Estimate(self.value * factor, self.dense * square, rare, size)
+        size = None if self.size is None else self.size * np.abs(derivative)
+        return Estimate(value, self.dense * square, rare, size)
 
 
 def exactly(value: Float64, *, flips: bool) -> Estimate:
     """A value that the kernel was given, without error."""
-    return Estimate(value, *_nothing(value, 3 if flips else 1))
+    return given(Estimate(value, nothing(value)), flips=flips)
 
 
-def _nothing(value: Float64, count: int) -> list[Float64]:
-    """Zeros of a value's shape, several times, without their memory; not to be written to."""
-    return [np.broadcast_to(np.float64(0.0), value.shape)] * count
+def given(estimate: Estimate, *, flips: bool) -> Estimate:
+    """The estimate of a number that no store has made uncertain yet, as either question wants it."""
+    if not flips or estimate.rare is not None:
+        return estimate
+    return estimate._replace(rare=nothing(estimate.value), size=nothing(estimate.value))
+
+
+def nothing(value: Float64) -> Float64:
+    """Zeros of a value's shape without their memory; not to be written to."""
+    return np.ndarray(value.shape, np.float64, _ZERO, strides=(0,) * value.ndim)  # ten times as fast as broadcast_to
 
 
 def contract(numerics: Numerics | None, dtype: str | None, activations: AnyArray, *, undeclared: Numerics) -> Numerics:
@@ -98,10 +115,19 @@ def rounded(values: Float64, name: str) -> Float64:
 def stored(estimate: Estimate, name: str) -> Estimate:
     """The estimate after a store in format `name`."""
     value, dense, rare, size = estimate
-    step = ulp(value, name)
     if rare is None or name == "fp32":
-        return Estimate(value, dense + np.square(step) / 12.0, rare, size)
-    return flipped(estimate, step)._replace(value=rounded(value, name))
+        rounding = _of_rounding(ulp(value, name))
+        return Estimate(value, rounding if estimate.exact else dense + rounding, rare, size)
+    if estimate.exact:
+        return exactly(rounded(value, name), flips=True)
+    return flipped(estimate, ulp(value, name))._replace(value=rounded(value, name))
+
+
+def _of_rounding(step: Float64) -> Float64:
+    """Variance of a rounding to multiples of `step`, step^2 / 12; `step` is overwritten with it."""
+    np.square(step, out=step)
+    step /= 12.0
+    return step
 
 
 def kept(estimate: Estimate) -> Estimate:
@@ -109,12 +135,20 @@ def kept(estimate: Estimate) -> Estimate:
 
     Good for one of many numbers that are added up; an output is `stored`, with its exact ulp.
     """
-    return estimate._replace(dense=estimate.dense + KEPT * np.square(estimate.value))
+    dense = np.square(estimate.value)
+    dense *= KEPT
+    dense += estimate.dense
+    return estimate._replace(dense=dense)
 
 
 def stored_or_kept(estimate: Estimate, name: str) -> Estimate:
     """The estimate after a store in format `name` of a number that others are added to later."""
     return kept(estimate) if name == "fp32" else stored(estimate, name)
+
+
+def stored_unless_kept(estimate: Estimate, name: str) -> Estimate:
+    """The estimate after a store in format `name`; as it is for a number that was in fp32 before."""
+    return estimate if name == "fp32" else stored(estimate, name)
 
 
 def flipped(estimate: Estimate, step: Float64) -> Estimate:
@@ -128,6 +162,10 @@ def flipped(estimate: Estimate, step: Float64) -> Estimate:
 
 def product(a: Estimate, b: Estimate) -> Estimate:
     """The estimate of a * b, errors taken as independent and small; the product itself is not rounded."""
+    if a.exact:
+        a, b = b, a
+    if b.exact:
+        return a.scaled(b.value)
     dense = a.dense * np.square(b.value) + b.dense * np.square(a.value)
     value = a.value * b.value
     if a.rare is None or b.rare is None or a.size is None or b.size is None:
@@ -154,66 +192,68 @@ def linear(x: Float64, w: Float64, bias: Float64 | None = None, *, before_bias: 
     return y if bias is None else rounded(y, before_bias) + bias
 
 
-def linear_estimate(
-    x: Estimate, w: Float64, *, exact_input: bool = False, stored_low: bool = False, accumulate: str = "fp32-rn"
+def exact_linear_estimate(
+    x: Float64, groups: Sequence[Group], *, stored_low: bool = False, accumulate: str = "fp32-rn"
 ) -> Estimate:
-    """Estimate of y = x W^T: V_dense = (V_x + b u32^2 K x^2) . (W^2)^T + d u32^2 K y^2, b = 0.03, d = 0.06.
+    """Estimate of y = x W^T of an x without error: V = b u32^2 K x^2 . (W^2)^T + d u32^2 K y^2, see linear_estimates.
 
-    x: estimate [n, K]. w: [N, K]. exact_input: x has no error. accumulate: the profile of the sums, which says what
-    b u32^2 K and d u32^2 K are; those of fp32 are given here. stored_low: y is about to be rounded so much more
-    coarsely that W^2 may be taken as its mean, which saves the product. Returns [n, N].
+    x: [n, K]. stored_low: y is about to be rounded so much more coarsely that W^2 may be taken as its mean, which saves
+    the product. Returns [n, N], without flips.
+    """
+    bridge, drifting = ACCUMULATORS[accumulate].variance_factors(x.shape[1])
+    if stored_low:
+        found = products(groups, [x], norms=True)
+        mean_square = np.mean(found.norms, axis=1, keepdims=True) / max(x.shape[1], 1)
+        of_rows = np.vecdot(x, x)[:, None] * (mean_square * bridge)
+    else:
+        found = products(groups, [x], squared=[np.square(x) * bridge])
+        of_rows = found.squares[0]
+    y = found.values[0]
+    dense = np.square(y)
+    dense *= drifting
+    dense += of_rows
+    return Estimate(y, dense)
+
+
+def linear_estimates(
+    xs: Sequence[Estimate], groups: Sequence[Group], *, accumulate: str = "fp32-rn", norms: bool = False
+) -> tuple[list[Estimate], Float64]:
+    """Estimates of y = x W^T: V_dense = (V_x + b u32^2 K x^2) . (W^2)^T + d u32^2 K y^2, b = 0.03, d = 0.06.
+
+    xs: estimates of [n, K]. groups: the matrices, [N, K]. accumulate: the profile of the sums, which says what
+    b u32^2 K and d u32^2 K are; those of fp32 are given here. Returns estimates of [n, N], and where norms are asked
+    for, sum_k W_ik^2 of every row's matrix, [n, N].
     Source: K fp32 roundings of partial sums S_j. Given its end y, a random walk has mean j/K y and the variance of a
     bridge, so sum S_j^2 = K (y^2 / 3 + x^2 . w^2 / 6). A rounding has the variance ulp(S)^2 / 12 = 0.18 u32^2 S^2 over
     evenly spread significands.
     Flips of x stay rare where few of them meet in one sum, and E|sum w d| <= sum |w| E|d|; many are nearly normal.
     """
-    y = linear(x.value, w)
-    bridge, drifting = ACCUMULATORS[accumulate].variance_factors(x.value.shape[1])
-    drift = np.square(y) * drifting
-    if exact_input and stored_low:
-        mean_square = float(np.vdot(w, w)) / max(w.size, 1)
-        of_rows = np.einsum("nk,nk->n", x.value, x.value)[:, None] * (bridge * mean_square)
-        return Estimate(y, of_rows + drift) if x.rare is None else Estimate(y, of_rows + drift, *_nothing(y, 2))
-    each = np.square(x.value) * bridge
-    if not exact_input:
+    bridge, drifting = ACCUMULATORS[accumulate].variance_factors(xs[0].value.shape[1])
+    squared: list[Float64] = []
+    for x in xs:
+        each = np.square(x.value)
+        each *= bridge
         each += x.dense
-    if x.rare is None or x.size is None:
-        return Estimate(y, _times(each, w, np.square) + drift)
-    if exact_input:
-        return Estimate(y, _times(each, w, np.square) + drift, *_nothing(y, 2))
-    both = _times(np.concatenate([each, x.rare]), w, np.square)  # one product, for w is squared once then
-    dense, rare = both[: len(each)], both[len(each) :]
-    return Estimate(y, dense + drift, rare, np.minimum(_times(x.size, w, np.abs), NORMAL_SIZE * np.sqrt(rare)))
+        squared += [each] if x.rare is None else [each, x.rare]
+    sizes = [x.size for x in xs if x.size is not None]
+    found = products(groups, [x.value for x in xs], squared=squared, sized=sizes, norms=norms)
+    variances, sums = iter(found.squares), iter(found.sizes)
+    estimates = []
+    for x, y in zip(xs, found.values, strict=True):
+        dense = next(variances)
+        dense += np.square(y) * drifting
+        if x.rare is None:
+            estimates.append(Estimate(y, dense))
+            continue
+        rare = next(variances)
+        estimates.append(Estimate(y, dense, rare, np.minimum(next(sums), NORMAL_SIZE * np.sqrt(rare))))
+    return estimates, found.norms
 
 
 def biased(y: Estimate, bias: Float64 | None, before_bias: str) -> Estimate:
-    """The estimate of y + bias, y stored in `before_bias` first if that is not fp32. bias: [N]."""
+    """The estimate of y + bias, y stored in `before_bias` first if that is not fp32. bias: [N], or [n, N] by row."""
     if bias is None:
         return y
     if before_bias != "fp32":
         y = stored(y, before_bias)
     return y._replace(value=y.value + bias)
-
-
-def _times(each: Float64, w: Float64, part_of: Callable[..., AnyArray]) -> Float64:
-    """The product each . part_of(W)^T of non-negative numbers, [n, N] float64, to the precision of fp32.
-
-    part_of: np.square or np.abs. Computed in fp32, which is enough for a variance and twice as fast, scaled so that
-    nothing that matters leaves its range; in float64 where something would.
-    """
-    largest = float(each.max(initial=0.0))
-    if not 0.0 < largest < np.inf:
-        return each @ part_of(w).T
-    scale = LARGEST_ROW / largest
-    rows: npt.NDArray[np.float32] = (each * scale).astype(np.float32)
-    if np.count_nonzero(rows) != np.count_nonzero(each):  # a tiny term may be all that one output consists of
-        return each @ part_of(w).T
-    out = np.empty((len(each), len(w)), np.float32)
-    for start in range(0, len(w), COLUMNS):
-        part = w[start : start + COLUMNS].astype(np.float32)
-        size = max(float(part.max(initial=0.0)), -float(part.min(initial=0.0)))
-        if not (SQUARES_FIT[0] < size < SQUARES_FIT[1] or size == 0.0):
-            return each @ part_of(w).T
-        np.matmul(rows, part_of(part, out=part).T, out=out[:, start : start + COLUMNS])
-    product_of: Float64 = out.astype(np.float64) / scale
-    return product_of

@@ -18,7 +18,8 @@ from moecheck.spec import ExpertSpec
 
 from ._expert import Weights
 from ._quantize import quantized
-from ._stores import exactly, linear_estimate, rounded
+from ._row_groups import whole
+from ._stores import Estimate, exact_linear_estimate, rounded
 from .act_and_mul import activated
 
 FUNCTION_ULPS = 1.0  # standard deviation, in fp32 ulps of their inputs, of act and of the product: two ulps at most
@@ -39,15 +40,20 @@ def expert_variants(x: Float64, weights: Weights, spec: ExpertSpec, stores: Nume
     """
     if stores.a1_quant is not None:
         x = quantized(x, stores.a1_quant).value
-    gate_up = _hidden(_with_errors(x, weights.w13, stores, noise), weights.b13, stores.gate_up, stores)
+    y = exact_linear_estimate(x, whole(x, weights.w13), accumulate=stores.accumulate)
+    gate_up = _hidden(_with_errors(y, noise), weights.b13, stores.gate_up, stores)
     shape = gate_up.shape
-    gate_up = gate_up * (1.0 + FUNCTION_ULPS * 2.0**-23 * noise.normal(shape))
+    errors = noise.normal(shape)
+    errors *= FUNCTION_ULPS * 2.0**-23
+    errors += 1.0
+    gate_up = np.multiply(gate_up, errors, out=errors)
     h = _quantized_all(activated(gate_up.reshape(-1, shape[-1]), spec, stores), stores)
-    exact = _hidden((x @ weights.w13.T)[None], weights.b13, stores.gate_up, stores)[0]
+    exact = _hidden(y.value, weights.b13, stores.gate_up, stores)
     middle = _quantized_all(activated(exact, spec, stores), stores)
     with np.errstate(invalid="ignore", over="ignore"):
         apart = (h.reshape(noise.variants, *middle.shape) - middle).astype(np.float32)
-        z = _with_errors(middle, weights.w2, stores, noise)
+        y = exact_linear_estimate(middle, whole(middle, weights.w2), accumulate=stores.accumulate)
+        z = _with_errors(y, noise)
         z += (apart.reshape(-1, middle.shape[1]) @ weights.w2.astype(np.float32).T).reshape(z.shape)
     return _hidden(z, weights.b2, stores.per_expert, stores)
 
@@ -58,11 +64,13 @@ def finished_sum(y: Float64, fmt: str, noise: Noise) -> Float64:
     return y.astype(np.float32).astype(np.float64) if fmt == "fp32" else rounded(y, fmt)
 
 
-def _with_errors(x: Float64, w: Float64, stores: Numerics, noise: Noise) -> Float64:
-    """Products x W^T with the errors of a kernel's sums in every variant, [V, n, N]."""
-    y = linear_estimate(exactly(x, flips=False), w, exact_input=True, accumulate=stores.accumulate)
+def _with_errors(y: Estimate, noise: Noise) -> Float64:
+    """Products with the errors of a kernel's sums in every variant, [V, n, N]. y: their estimate, [n, N]."""
+    errors = noise.normal((noise.variants, *y.value.shape))
     with np.errstate(invalid="ignore", over="ignore"):
-        return y.value + np.sqrt(y.dense) * noise.normal((noise.variants, *y.value.shape))
+        errors *= np.sqrt(y.dense)
+        errors += y.value
+    return errors
 
 
 def _hidden(y: Float64, bias: Float64 | None, fmt: str, stores: Numerics) -> Float64:

@@ -10,7 +10,7 @@ from moecheck.formats import AnyArray, Float64
 from moecheck.numerics import Numerics
 from moecheck.spec import ExpertSpec
 
-from ._activation import activation, activation_estimate, activation_terms
+from ._activation import activation, activation_estimate, value_and_derivative
 from ._errors import Errors
 from ._stores import EXACT, Estimate, contract, decode, exact_in, exactly, product, rounded, stored, stored_or_kept
 
@@ -120,8 +120,9 @@ def factors(x: Float64, spec: ExpertSpec) -> Factors:
     """The factors a = act(g) and m = u + beta and their derivatives, 0 where clamped. x: [R, 2I] or [R, I] float64."""
     gate, up = split(x, spec)
     clamped = _gate(gate, spec)
-    terms = activation_terms(clamped, spec)
-    a, da = terms.value, np.where(gate == clamped, terms.derivative, 0.0)
+    a, da = value_and_derivative(clamped, spec)
+    if clamped is not gate:
+        da = np.where(gate == clamped, da, 0.0)
     if spec.swiglu_limit is not None and spec.limit_position == "after":
         a, da = np.minimum(a, spec.swiglu_limit), np.where(a <= spec.swiglu_limit, da, 0.0)
     if up is None:

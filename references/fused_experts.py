@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,13 +14,33 @@ from moecheck.numerics import Numerics
 from moecheck.spec import ExpertSpec
 
 from ._combine import EstimatedSummands, Summands, combine, combine_estimates
-from ._errors import Errors, FactorError, SharedError
-from ._expert import EstimatedOutput, ExpertArrays, Weights, expert_estimate, expert_output, expert_slope
-from ._experts_of_slots import rows_of_experts
-from ._stores import EXACT, Estimate, contract, decode, exactly, product, rounded, stored, stored_or_kept
+from ._errors import Errors, FactorError, Question, SharedError, answer, questions
+from ._expert import (
+    EstimatedOutput,
+    ExpertArrays,
+    GroupedWeights,
+    Weights,
+    expert_estimates,
+    expert_output,
+    expert_slope,
+)
+from ._experts_of_slots import batches_of_experts, blocks, rows_of_experts
+from ._row_groups import Group
+from ._stores import (
+    EXACT,
+    Estimate,
+    contract,
+    decode,
+    exactly,
+    given,
+    nothing,
+    product,
+    rounded,
+    stored,
+    stored_or_kept,
+    stored_unless_kept,
+)
 from ._variants import Noise, expert_variants, finished_sum
-
-ROWS = 256  # rows of one expert computed at a time: bounds the extra memory
 
 
 def fused_experts(
@@ -55,7 +76,7 @@ def fused_experts(
     def summands() -> Iterator[Summands]:
         for expert, tokens, slots in rows_of_experts(topk_ids, expert_map):
             weights = weights_of(expert, w13, w2, w13_bias, w2_bias)
-            for part in _blocks(len(tokens)):
+            for part in blocks(len(tokens)):
                 t, s = tokens[part], slots[part]
                 w = scale[t, s][:, None]
                 if spec.weight_on_input:
@@ -84,11 +105,13 @@ def estimate(
     dtype: str | None = None,
     flips: bool = False,
     rows: bool = True,
+    both: bool = False,
     weights: Estimate | None = None,
 ) -> Errors:
     """Value and error of a kernel's y. flips: about the reference rounded as in `numerics`, not about the true y.
 
-    rows: whether sums along a row will be asked of the result, which costs a quarter more.
+    rows: whether sums along a row will be asked of the result, which costs a quarter more. both: the error about the
+    true y, and as its `about_rounded` the other, of which alone sums along a row may be asked.
     V_y = sum_s (w^2 V_z + z^2 V_w) + a store of each w z, of each partial sum, and of y. V_w: of weights stored low, or
     that of `weights`, an estimate [T, k] where the kernel computes them itself. weight_on_input: V_y = sum_s V_z +
     (dz/dw)^2 V_w. numerics: None for all kept in fp32 but the output. Other arguments as above.
@@ -96,31 +119,31 @@ def estimate(
     """
     stores = contract(numerics, dtype, hidden_states, undeclared=Numerics())
     x = decode(hidden_states)
-    scale = exactly(decode(topk_weights), flips=flips) if weights is None else weights
-    if stores.topk_weights != "fp32":
-        scale = stored(scale, stores.topk_weights)
-    sources = list[SharedError | FactorError]()
+    asked = questions(flips=flips, rows=rows, both=both)
+    scale = exactly(decode(topk_weights), flips=False) if weights is None else weights
+    scales = [stored_unless_kept(given(scale, flips=q.flips), stores.topk_weights) for q in asked]
+    sources: list[list[SharedError | FactorError]] = [[] for _ in asked]
     weighted = _weighted_before if spec.weight_on_input else _weighted_after
 
-    def summands() -> Iterator[EstimatedSummands]:
-        for expert, tokens, slots in rows_of_experts(topk_ids, expert_map):
-            arrays = weights_of(expert, w13, w2, w13_bias, w2_bias)
-            for block in _blocks(len(tokens)):
-                t, s = tokens[block], slots[block]
-                w = Estimate(*(None if field is None else field[t, s][:, None] for field in scale))  # type: ignore[arg-type]  # as in scale
-                y, along = weighted(exactly(x[t], flips=flips), w, arrays, spec, stores, rows=rows)
-                factor = np.ones(len(t)) if spec.weight_on_input else w.value[:, 0]
-                matrix = partial(_decoded, w2, expert)
+    def summands() -> Iterator[list[EstimatedSummands]]:
+        for t, s, experts in batches_of_experts(topk_ids, expert_map):
+            arrays = _grouped(experts, w13, w2, w13_bias, w2_bias)
+            ws = [Estimate(*(None if part is None else part[t, s][:, None] for part in scale)) for scale in scales]  # type: ignore[arg-type]  # as in scale
+            outputs = weighted(x[t], ws, arrays, spec, stores, asked)
+            for w, (y, along), its in zip(ws, outputs, sources, strict=True):
                 if y.v_h is not None and y.step is not None:
-                    sources.append(SharedError(rows=t, scale=factor, variance=y.v_h, step=y.step, matrix=matrix))
+                    factor = np.ones(len(t)) if spec.weight_on_input else w.value[:, 0]
+                    its.append(SharedError(rows=t, scale=factor, variance=y.v_h, step=y.step, groups=arrays.w2))
                 if along is not None:
                     step = ulp(w.value[:, 0], stores.topk_weights)
-                    sources.append(FactorError(rows=t, variance=w.variance[:, 0], along=along, step=step))
-                yield EstimatedSummands(t, s, y.z, y.shared)
+                    its.append(FactorError(rows=t, variance=w.variance[:, 0], along=along, step=step))
+            yield [EstimatedSummands(t, s, y.z, y.shared) for y, _ in outputs]
 
     terms = stores.per_expert if spec.weight_on_input else stores.weighted
-    y, shared = combine_estimates(summands(), x.shape, stores, terms, flips=flips)
-    return Errors(y, shared, tuple(sources), rows=rows)
+    sums = combine_estimates(summands(), x.shape, stores, terms, asked)
+    return answer(
+        [Errors(y, shared, tuple(its), rows=q.rows) for (y, shared), its, q in zip(sums, sources, asked, strict=True)]
+    )
 
 
 def variants(
@@ -150,7 +173,7 @@ def variants(
     def summands() -> Iterator[Summands]:
         for expert, tokens, slots in rows_of_experts(topk_ids, expert_map):
             weights = weights_of(expert, w13, w2, w13_bias, w2_bias)
-            for part in _blocks(len(tokens)):
+            for part in blocks(len(tokens)):
                 t, s = tokens[part], slots[part]
                 w = scale[:, t, s][..., None]
                 if spec.weight_on_input:
@@ -177,41 +200,84 @@ def weights_of(
     )
 
 
+class _Output(NamedTuple):
+    """What some rows add to their tokens, and its derivative by the routing weight where that has an error."""
+
+    y: EstimatedOutput
+    along: AnyArray | None = None
+
+
 def _weighted_after(
-    x: Estimate, w: Estimate, weights: Weights, spec: ExpertSpec, stores: Numerics, *, rows: bool
-) -> tuple[EstimatedOutput, AnyArray | None]:
-    """The estimate of w E(x), and its derivative by w where w has an error."""
-    z, v_h, step, shared = expert_estimate(x, weights, spec, stores, rows=rows)
-    if not np.any(w.variance > 0.0):
-        y = stored_or_kept(z.scaled(w.value), stores.weighted)
-        return EstimatedOutput(y, v_h, step, None if shared is None else shared * np.square(w.value)), None
-    if shared is not None:
-        shared = shared * np.square(w.value) + np.square(z.value) * w.variance
-    y = stored_or_kept(product(z, w), stores.weighted)
-    return EstimatedOutput(y, v_h, step, shared), z.value.astype(np.float32) if rows else None
+    x: Float64,
+    ws: Sequence[Estimate],
+    weights: GroupedWeights,
+    spec: ExpertSpec,
+    stores: Numerics,
+    asked: Sequence[Question],
+) -> list[_Output]:
+    """The estimates of w E(x)."""
+    exact = [exactly(x, flips=q.flips) for q in asked]
+    outputs = []
+    for w, output, q in zip(ws, expert_estimates(exact, weights, spec, stores, asked), asked, strict=True):
+        z, v_h, step, shared = output
+        if shared is not None:
+            shared *= np.square(w.value)
+        if not np.any(w.variance > 0.0):
+            y = stored_or_kept(z.scaled(w.value), stores.weighted)
+            outputs.append(_Output(EstimatedOutput(y, v_h, step, shared)))
+            continue
+        if shared is not None:
+            shared += np.square(z.value) * w.variance
+        y = stored_or_kept(product(z, w), stores.weighted)
+        along = z.value.astype(np.float32) if q.rows else None
+        outputs.append(_Output(EstimatedOutput(y, v_h, step, shared), along))
+    return outputs
 
 
 def _weighted_before(
-    x: Estimate, w: Estimate, weights: Weights, spec: ExpertSpec, stores: Numerics, *, rows: bool
-) -> tuple[EstimatedOutput, AnyArray | None]:
-    """The estimate of E(w x), and its derivative by w where w has an error: a whole row shares that one."""
-    exact = w._replace(dense=np.zeros(w.value.shape))
-    scaled = stored(product(x, exact), stores.weighted)
-    y, v_h, step, shared = expert_estimate(scaled, weights, spec, stores, exact_input=False, rows=rows)
-    if not np.any(w.variance > 0.0):
-        return EstimatedOutput(y, v_h, step, shared), None
-    along = expert_slope(w.value * x.value, x.value, weights, spec)
-    by_weight = np.square(along) * w.variance
-    y = y._replace(dense=y.dense + by_weight)
-    if shared is None:
-        return EstimatedOutput(y, v_h, step, None), None
-    return EstimatedOutput(y, v_h, step, shared + by_weight), along.astype(np.float32)
+    x: Float64,
+    ws: Sequence[Estimate],
+    weights: GroupedWeights,
+    spec: ExpertSpec,
+    stores: Numerics,
+    asked: Sequence[Question],
+) -> list[_Output]:
+    """The estimates of E(w x); a whole row shares the error of w."""
+    exact = [w._replace(dense=nothing(w.value)) for w in ws]
+    scaled = [stored(w.scaled(x), stores.weighted) for w in exact]
+    outputs = []
+    estimates = expert_estimates(scaled, weights, spec, stores, asked, exact_input=False)
+    for w, output in zip(ws, estimates, strict=True):
+        if not np.any(w.variance > 0.0):
+            outputs.append(_Output(output))
+            continue
+        along = expert_slope(w.value * x, x, weights, spec)
+        by_weight = np.square(along) * w.variance
+        y, v_h, step, shared = output
+        y = y._replace(dense=y.dense + by_weight)
+        if shared is None:
+            outputs.append(_Output(EstimatedOutput(y, v_h, step, None)))
+        else:
+            outputs.append(_Output(EstimatedOutput(y, v_h, step, shared + by_weight), along.astype(np.float32)))
+    return outputs
+
+
+def _grouped(
+    experts: Sequence[tuple[int, slice]],
+    w13: ExpertArrays,
+    w2: ExpertArrays,
+    w13_bias: AnyArray | None,
+    w2_bias: AnyArray | None,
+) -> GroupedWeights:
+    """The weights of the experts that consecutive rows belong to."""
+    of_rows = np.repeat([expert for expert, _ in experts], [rows.stop - rows.start for _, rows in experts])
+    return GroupedWeights(
+        w13=[Group(rows, partial(_decoded, w13, expert)) for expert, rows in experts],
+        w2=[Group(rows, partial(_decoded, w2, expert)) for expert, rows in experts],
+        b13=None if w13_bias is None else decode(w13_bias[of_rows]),
+        b2=None if w2_bias is None else decode(w2_bias[of_rows]),
+    )
 
 
 def _decoded(w: ExpertArrays, expert: int) -> Float64:
     return decode(w[expert])
-
-
-def _blocks(count: int) -> Iterator[slice]:
-    for start in range(0, count, ROWS):
-        yield slice(start, start + ROWS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
 from moecheck.formats import AnyArray, Float64, ulp
@@ -9,16 +12,18 @@ from moecheck.numerics import Numerics
 from moecheck.spec import MoESpec, RoutingSpec
 
 from ._activation import sigmoid
-from ._errors import Errors, FactorError, SharedError
-from ._expert import ExpertArrays, Weights, expert_estimate, expert_output
+from ._errors import Errors, FactorError, Question, SharedError, answer, questions
+from ._expert import ExpertArrays, GroupedWeights, Weights, expert_estimates, expert_output
+from ._row_groups import whole
 from ._stores import (
     EXACT,
     Estimate,
     contract,
     decode,
     exact_in,
+    exact_linear_estimate,
     exactly,
-    linear_estimate,
+    given,
     product,
     rounded,
     stored,
@@ -132,7 +137,7 @@ def variants(
         correction_bias=correction_bias,
         per_expert_scale=per_expert_scale,
     )
-    computed = _computed_weights(weights, stores, flips=False)
+    computed = _computed_weights(weights, stores)
     drawn = computed.value + np.sqrt(computed.dense) * noise.normal((noise.variants, *computed.value.shape))
     num_experts = router_logits.shape[1]
     routed = experts_variants(
@@ -213,23 +218,24 @@ def estimate(
     dtype: str | None = None,
     flips: bool = False,
     rows: bool = True,
+    both: bool = False,
 ) -> Errors:
     """Value and error of a kernel's y, for the reference's ids. flips: about the reference rounded as in `numerics`.
 
-    rows: as in fused_experts.estimate.
+    rows, both: as in fused_experts.estimate.
     V_y = r^2 V_routed + V_shared + the stores above. Routing weights that the kernel computes are off by ROUTING_ULPS
     fp32 ulps, + one rounding if `scores` are stored low; so are those given as `topk`, which stand for a choice of the
     kernel's own. Other arguments as above.
     """
     stores = contract(numerics, dtype, hidden_states, undeclared=Numerics())
-    x = exactly(decode(hidden_states), flips=flips)
+    x = decode(hidden_states)
     weights, ids = topk or topk_routing(
         router_logits=router_logits,
         spec=spec.routing,
         correction_bias=correction_bias,
         per_expert_scale=per_expert_scale,
     )
-    computed = _computed_weights(weights, stores, flips=flips)
+    computed = _computed_weights(weights, stores)
     num_experts = router_logits.shape[1]
     routed = experts_estimate(
         hidden_states=hidden_states,
@@ -243,72 +249,101 @@ def estimate(
         numerics=stores,
         flips=flips,
         rows=rows,
+        both=both,
         weights=computed,
     )
-    y, shared, sources = routed.estimate, routed.shared, list(routed.sources)
-    assert shared is not None
+    asked = questions(flips=flips, rows=rows, both=both)
+    answers = [routed] if routed.about_rounded is None else [routed, routed.about_rounded]
     if spec.routing.num_zero_experts:
         kept = _identity_estimate(computed, ids, num_experts, spec.routing)
-        identity = product(x, kept)
-        shared = shared + np.square(x.value) * kept.variance
-        sources.append(FactorError(rows=np.arange(len(ids)), variance=kept.variance[:, 0], along=x.value))
-        y = stored(total(y, stored(identity, stores.out)), stores.out)
+        answers = [_with_identity(y, x, kept, stores) for y in answers]
     factor = _output_factor(spec.routing)
     if factor != 1.0:
-        y, shared = stored(y.scaled(factor), stores.out), shared * factor**2
-        sources = [source.scaled(factor) for source in sources]
-    if spec.shared_experts == "none":
-        return Errors(y, shared, tuple(sources), rows=rows)
-    extra = _shared_experts(x, shared_w13, shared_w2, shared_gate, spec, stores)
-    assert extra.shared is not None
-    y = stored(total(y, extra.estimate), stores.out)
-    return Errors(y, shared + extra.shared, (*sources, *extra.sources), rows=rows)
+        answers = [_multiplied(y, factor, stores) for y in answers]
+    if spec.shared_experts != "none":
+        extra = _shared_experts(x, shared_w13, shared_w2, shared_gate, spec, stores, asked)
+        answers = [_added(y, more, stores) for y, more in zip(answers, extra, strict=True)]
+    return answer(answers)
+
+
+def _with_identity(routed: Errors, x: Float64, weight: Estimate, stores: Numerics) -> Errors:
+    """The experts' sum and that of the zero experts, w x, stored at `out`. weight: w, [T, 1], without flips."""
+    y = routed.estimate
+    identity = stored(given(weight, flips=y.rare is not None).scaled(x), stores.out)
+    y = stored(total(y, identity), stores.out)
+    if routed.shared is None:
+        return replace(routed, estimate=y)
+    source = FactorError(rows=np.arange(len(x)), variance=weight.dense[:, 0], along=x)
+    shared = routed.shared + np.square(x) * weight.dense
+    return replace(routed, estimate=y, shared=shared, sources=(*routed.sources, source))
+
+
+def _multiplied(routed: Errors, factor: float, stores: Numerics) -> Errors:
+    """The experts' sum times r, stored at `out`."""
+    y = stored(routed.estimate.scaled(factor), stores.out)
+    shared = None if routed.shared is None else routed.shared * factor**2
+    return replace(routed, estimate=y, shared=shared, sources=tuple(s.scaled(factor) for s in routed.sources))
+
+
+def _added(routed: Errors, extra: Errors, stores: Numerics) -> Errors:
+    """The sum of the routed and the shared experts, stored at `out`."""
+    y = stored(total(routed.estimate, extra.estimate), stores.out)
+    shared = None if routed.shared is None or extra.shared is None else routed.shared + extra.shared
+    return replace(routed, estimate=y, shared=shared, sources=(*routed.sources, *extra.sources))
 
 
 def _shared_experts(
-    x: Estimate,
+    x: Float64,
     shared_w13: AnyArray | None,
     shared_w2: AnyArray | None,
     shared_gate: AnyArray | None,
     spec: MoESpec,
     stores: Numerics,
-) -> Errors:
+    asked: Sequence[Question],
+) -> list[Errors]:
     """The shared experts' sum, gated where the spec says so, stored at `out`."""
     weights = _shared_weights(shared_w13, shared_w2)
-    z, v_h, step, shared = expert_estimate(x, weights, spec.experts, stores)
-    assert v_h is not None and step is not None and shared is not None  # noqa: PT018  # all three or none
-    rows, scale = np.arange(len(v_h)), np.ones(len(v_h))
-    sources = list[SharedError | FactorError]()
-    last = stores.per_expert
-    if spec.shared_experts == "gated":
-        gate, flip = _gate_estimate(x, shared_gate, stores)
-        scale = gate.value[:, 0]
-        shared = shared * np.square(gate.value) + np.square(z.value) * gate.variance
-        sources.append(FactorError(rows=rows, variance=gate.variance[:, 0], along=z.value, step=flip))
-        z = stored(product(z, gate), stores.weighted)
-        last = stores.weighted
-    sources.append(SharedError(rows=rows, scale=scale, variance=v_h, step=step, matrix=lambda: weights.w2))
-    if not exact_in(last, stores.out):
-        z = stored(z, stores.out)
-    return Errors(z, shared, tuple(sources))
+    groups = GroupedWeights(whole(x, weights.w13), whole(x, weights.w2))
+    exact = [exactly(x, flips=q.flips) for q in asked]
+    rows = np.arange(len(x))
+    estimates = expert_estimates(exact, groups, spec.experts, stores, asked)
+    outputs = []
+    for q, (z, v_h, step, shared) in zip(asked, estimates, strict=True):
+        scale, last = np.ones(len(x)), stores.per_expert
+        sources = list[SharedError | FactorError]()
+        if spec.shared_experts == "gated":
+            gate, flip = _gate_estimate(x, shared_gate, stores, q)
+            scale, last = gate.value[:, 0], stores.weighted
+            if shared is not None:
+                shared = shared * np.square(gate.value) + np.square(z.value) * gate.variance
+                sources.append(FactorError(rows=rows, variance=gate.variance[:, 0], along=z.value, step=flip))
+            z = stored(product(z, gate), stores.weighted)
+        if v_h is not None and step is not None:
+            sources.append(SharedError(rows=rows, scale=scale, variance=v_h, step=step, groups=groups.w2))
+        if not exact_in(last, stores.out):
+            z = stored(z, stores.out)
+        outputs.append(Errors(z, shared, tuple(sources), rows=q.rows))
+    return outputs
 
 
-def _gate_estimate(x: Estimate, shared_gate: AnyArray | None, stores: Numerics) -> tuple[Estimate, Float64]:
+def _gate_estimate(
+    x: Float64, shared_gate: AnyArray | None, stores: Numerics, question: Question
+) -> tuple[Estimate, Float64]:
     """The estimate of sigmoid(x . shared_gate), [T, 1], and the size of one flip of it, [T]."""
     row = decode(_given("shared_gate", shared_gate))[None, :]
-    product_with_row = linear_estimate(x, row, exact_input=True, accumulate=stores.accumulate)
-    logit = stored(product_with_row, stores.gate_up)
+    logit = exact_linear_estimate(x, whole(x, row), accumulate=stores.accumulate)
+    logit = stored(given(logit, flips=question.flips), stores.gate_up)
     value = sigmoid(logit.value)
     slope = value * (1.0 - value)
-    gate = logit.scaled(slope)
-    gate = gate._replace(value=value, dense=gate.dense + np.square(ROUTING_ULPS * ulp(value, "fp32")))
+    gate = logit.through(value, slope)
+    gate = gate._replace(dense=gate.dense + np.square(ROUTING_ULPS * ulp(value, "fp32")))
     flip = ulp(logit.value, stores.gate_up) * slope + ulp(value, stores.act)
     return gate if stores.act == "fp32" else stored(gate, stores.act), flip[:, 0]
 
 
-def _computed_weights(weights: Float64, stores: Numerics, *, flips: bool) -> Estimate:
+def _computed_weights(weights: Float64, stores: Numerics) -> Estimate:
     """Routing weights as a kernel computes them."""
-    computed = exactly(decode(weights), flips=flips)
+    computed = exactly(decode(weights), flips=False)
     dense = np.square(ROUTING_ULPS * ulp(computed.value, "fp32"))
     if stores.scores != "fp32":  # the reference does not round scores, so a kernel's are off by a whole rounding
         dense += np.square(ulp(computed.value, stores.scores)) / 12.0

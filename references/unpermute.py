@@ -10,8 +10,8 @@ from moecheck.formats import AnyArray, Float64
 from moecheck.numerics import Numerics
 
 from ._combine import EstimatedSummands, Summands, combine, combine_estimates
-from ._errors import Errors, FactorError
-from ._stores import EXACT, Estimate, contract, decode, exactly, product, rounded, stored
+from ._errors import Errors, FactorError, answer, questions
+from ._stores import EXACT, Estimate, contract, decode, exactly, rounded, stored, stored_unless_kept
 
 
 def unpermute(
@@ -49,31 +49,40 @@ def estimate(
     numerics: Numerics | None = None,
     dtype: str | None = None,
     flips: bool = False,
+    both: bool = False,
 ) -> Errors:
     """Value and error of a kernel's y. flips: about the reference rounded as in `numerics`, not about the true y.
 
+    both: about the true y, and the other as `about_rounded`, of which alone sums along a row may be asked.
     V_y = sum_s z^2 V_w + a store of each w z, of each partial sum, and of y; V_w of weights stored low. numerics: None
     for all kept in fp32 but the output. A token without rows has sigma 0: equality is required.
     """
     stores = contract(numerics, dtype, permuted, undeclared=Numerics())
-    scale = exactly(decode(topk_weights), flips=flips)
-    if stores.topk_weights != "fp32":
-        scale = stored(scale, stores.topk_weights)
+    asked = questions(flips=flips, rows=True, both=both)
+    weights = decode(topk_weights)
+    scales = [stored_unless_kept(exactly(weights, flips=q.flips), stores.topk_weights) for q in asked]
     shape = (len(topk_weights), permuted.shape[1])
-    sources = list[FactorError]()
+    sources: list[list[FactorError]] = [[] for _ in asked]
 
-    def summands() -> Iterator[EstimatedSummands]:
+    def summands() -> Iterator[list[EstimatedSummands]]:
         for tokens, slots, rows in _rows(inv_permuted_idx):
             z = decode(permuted[rows])
-            w = Estimate(*(None if field is None else field[tokens, slots][:, None] for field in scale))  # type: ignore[arg-type]  # as in scale
-            shared = np.square(z) * w.variance
-            if np.any(w.variance > 0.0):
-                sources.append(FactorError(rows=tokens, variance=w.variance[:, 0], along=z.astype(np.float32)))
-            y = stored(product(exactly(z, flips=flips), w), stores.weighted)
-            yield EstimatedSummands(tokens, slots, y, shared)
+            items = []
+            for scale, its, q in zip(scales, sources, asked, strict=True):
+                w = Estimate(*(None if part is None else part[tokens, slots][:, None] for part in scale))  # type: ignore[arg-type]  # as in scale
+                y, shared = exactly(z * w.value, flips=q.flips), None
+                if np.any(w.variance > 0.0):
+                    y = w.scaled(z)
+                    if q.rows:
+                        shared = y.variance
+                        its.append(FactorError(rows=tokens, variance=w.variance[:, 0], along=z.astype(np.float32)))
+                items.append(EstimatedSummands(tokens, slots, stored(y, stores.weighted), shared))
+            yield items
 
-    y, shared = combine_estimates(summands(), shape, stores, stores.weighted, flips=flips)
-    return Errors(y, shared, tuple(sources))
+    sums = combine_estimates(summands(), shape, stores, stores.weighted, asked)
+    return answer(
+        [Errors(y, shared, tuple(its), rows=q.rows) for (y, shared), its, q in zip(sums, sources, asked, strict=True)]
+    )
 
 
 def _rows(inv_permuted_idx: AnyArray) -> Iterator[tuple[AnyArray, AnyArray, AnyArray]]:
