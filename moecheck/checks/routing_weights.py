@@ -12,7 +12,7 @@ from moecheck.cases import Case
 from moecheck.checks.finding import Judgement
 from moecheck.checks.statistics import judge_statistics, reproduces
 from moecheck.formats import Float64, to_float64, ulp
-from moecheck.identify_result import declaration_sentence
+from moecheck.identify.result import declaration_sentence
 from moecheck.numerics import INPUT, Numerics
 from moecheck.oracle import Oracle, Values, call_reference, reference_modules
 

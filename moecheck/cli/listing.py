@@ -13,7 +13,7 @@ from rich.text import Text
 from moecheck.cli.options import color, cores, width
 from moecheck.curated import cases_for
 from moecheck.errors import check_known
-from moecheck.identify_floor import below_floor
+from moecheck.identify.floor import below_floor
 from moecheck.kernel import Declaration
 from moecheck.models import MODELS
 from moecheck.ops import OPS

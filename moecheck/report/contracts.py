@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moecheck.checks.finding import Verdict
-from moecheck.identify_floor import UNKNOWN, store_words
+from moecheck.identify.floor import UNKNOWN, store_words
 from moecheck.report.evidence import CONTRACT
 from moecheck.report.results import KernelSummary, RunSummary
 from moecheck.report.text import count

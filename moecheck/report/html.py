@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from moecheck.checks.finding import FAILURES, SEVERITY, Verdict
-from moecheck.identify_floor import store_words
+from moecheck.identify.floor import store_words
 from moecheck.report.contracts import contract_lines, contract_words, floor_line
 from moecheck.report.headline import headline, kernels_by_reason, totals_line
 from moecheck.report.limits import run_limits, sees_cell, sees_words

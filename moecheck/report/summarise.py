@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from moecheck.checks.finding import FAILURES, SEVERITY, Finding, Verdict, worst
-from moecheck.identify_floor import below_floor
+from moecheck.identify.floor import below_floor
 from moecheck.kernel import Declaration
 from moecheck.report import evidence
 from moecheck.report.results import KernelSummary, RunSummary, Skipped

@@ -12,7 +12,7 @@ from moecheck.checks.finding import Judgement, Verdict
 from moecheck.checks.judge import VALUE_OPS
 from moecheck.formats import AnyArray
 from moecheck.identify import identify, is_near, judge_numerics
-from moecheck.identify_search import pool_of
+from moecheck.identify.search import pool_of
 from moecheck.numerics import Numerics
 
 from .given import Given, given

@@ -7,15 +7,16 @@ from functools import lru_cache
 
 import numpy as np
 
-from .cases import Case
-from .formats import AnyArray
-from .identify_candidates import contracts, narrowed, neighbours, resolved, stores_of_all
-from .identify_floor import below_floor
-from .identify_outputs import CaseOutputs, Scores
-from .identify_quantisers import quantiser_neighbours, requantising
-from .identify_result import Comparison, formats_of, stored
-from .numerics import Numerics
-from .oracle import Oracle
+from moecheck.cases import Case
+from moecheck.formats import AnyArray
+from moecheck.numerics import Numerics
+from moecheck.oracle import Oracle
+
+from .candidates import contracts, narrowed, neighbours, resolved, stores_of_all
+from .floor import below_floor
+from .outputs import CaseOutputs, Scores
+from .quantisers import quantiser_neighbours, requantising
+from .result import Comparison, formats_of, stored
 
 KEPT_POOLS, KEPT_CASES = 16, 48
 STEPS = 12  # of the search beyond the pool; each adds a store in a format of its own

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from .checks.finding import Judgement, Verdict
-from .formats import FORMATS
-from .identify_candidates import ROUTER, stores_of_op
-from .identify_result import NAMES, Identified, declaration_sentence, describe, difference
-from .kernel import Declaration
-from .numerics import INPUT, QUANTISERS, STORES, Numerics
+from moecheck.checks.finding import Judgement, Verdict
+from moecheck.formats import FORMATS
+from moecheck.kernel import Declaration
+from moecheck.numerics import INPUT, QUANTISERS, STORES, Numerics
+
+from .candidates import ROUTER, stores_of_op
+from .result import NAMES, Identified, declaration_sentence, describe, difference
 
 # Kept in fp32 by a kernel that declares nothing, whatever its inputs are.
 FP32_FLOOR = ("scores", "topk_weights", "combine")

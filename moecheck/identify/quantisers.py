@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 
-from .numerics import INPUT, QUANTISERS, Numerics
-from .quantizer import CODES, Quantizer, ScaleFormat
+from moecheck.numerics import INPUT, QUANTISERS, Numerics
+from moecheck.quantizer import CODES, Quantizer, ScaleFormat
 
 GROUPS = (0, 128, 64)
 SCALES: tuple[ScaleFormat, ...] = ("float", "power_of_two")

@@ -12,8 +12,8 @@ from moecheck.identify import below_floor, declaration_sentence, identify, judge
 from moecheck.numerics import FLOOR, INPUT, Numerics
 from moecheck.oracle import Oracle
 from moecheck.spec import MoESpec, RoutingSpec
+from tests.identify.test_identify import BIASED, EAGER, HALVES, ORACLE, case_of, found, observed
 from tests.numpy_experts import experts
-from tests.test_identify import BIASED, EAGER, HALVES, ORACLE, case_of, found, observed
 
 LOW_WEIGHTS = replace(HALVES, topk_weights=INPUT)
 

@@ -12,7 +12,7 @@ from moecheck.cases import Case
 from moecheck.checks.finding import Verdict
 from moecheck.formats import AnyArray
 from moecheck.identify import Identified, identification_cases, identify, judge_numerics, observation
-from moecheck.identify_routing import UNSEEN
+from moecheck.identify.routing import UNSEEN
 from moecheck.kernel import Declaration
 from moecheck.kernels.torch.routing import topk_routing
 from moecheck.numerics import INPUT, Numerics

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 
-from .numerics import INPUT, QUANTISERS, STORES, Numerics
-from .quantizer import Quantizer
+from moecheck.numerics import INPUT, QUANTISERS, STORES, Numerics
+from moecheck.quantizer import Quantizer
 
 # Stores that few kernels make; not spoken of where they are not made.
 SELDOM = ("before_bias", "sigmoid", "up")
@@ -38,7 +38,7 @@ class Identified:
     bits, None where there is none. equivalent: the others that give the same bits on these observations. stores: those
     that can matter here. elements: outputs compared. known: whether the agreement is what is to be expected. dtypes:
     formats observed. by_case: the contract of each case by its id, where no one contract explains them all but each
-    case has its own. compare, discordant: any two contracts on the same outputs, see identify_search.Search.
+    case has its own. compare, discordant: any two contracts on the same outputs, see search.Search.
     """
 
     numerics: Numerics

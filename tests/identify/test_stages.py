@@ -9,8 +9,8 @@ import pytest
 
 from moecheck.cases import Case
 from moecheck.formats import AnyArray, round_to
-from moecheck.identify_candidates import contracts, neighbours, resolved, stores_of
-from moecheck.identify_stages import compared_columns, replay_of
+from moecheck.identify.candidates import contracts, neighbours, resolved, stores_of
+from moecheck.identify.stages import compared_columns, replay_of
 from moecheck.numerics import INPUT, Numerics
 from moecheck.oracle import Oracle, call_reference, reference_modules
 from moecheck.spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec

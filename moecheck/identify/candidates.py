@@ -7,10 +7,10 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import product
 
-from .cases import Case
-from .formats import FORMATS
-from .numerics import INPUT, STORES, Numerics
-from .spec import ExpertSpec, MoESpec, RoutingSpec
+from moecheck.cases import Case
+from moecheck.formats import FORMATS
+from moecheck.numerics import INPUT, STORES, Numerics
+from moecheck.spec import ExpertSpec, MoESpec, RoutingSpec
 
 EXPERT_OPS = frozenset({"fused_experts", "moe_layer"})
 ACTIVATION_OPS = EXPERT_OPS | {"act_and_mul"}

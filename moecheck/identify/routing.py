@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import draw
-from .cases import Case
-from .formats import AnyArray, Float64, round_to, to_float64
-from .identify_candidates import ROUTER
-from .numerics import Numerics
-from .oracle import Oracle, call_reference, reference_modules
+from moecheck import draw
+from moecheck.cases import Case
+from moecheck.formats import AnyArray, Float64, round_to, to_float64
+from moecheck.numerics import Numerics
+from moecheck.oracle import Oracle, call_reference, reference_modules
+
+from .candidates import ROUTER
 
 UNSEEN = -np.inf  # stands for the weights of a token whose experts are not the reference's
 LEAST_SEEN = 0.5  # share of the tokens that must have the reference's experts

@@ -3,61 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
-from .bounds import disagreement_limit
-from .cases import Case
-from .formats import AnyArray
-from .identify_candidates import EXPERT_OPS, IDENTIFIED_OPS, ROUTER
-from .identify_floor import below_floor, judge_numerics, judge_unseen
-from .identify_result import Identified, declaration_sentence, stored
-from .identify_routing import observation
-from .identify_search import Search, pool_of
-from .kernel import Declaration
-from .ops import OPS
-from .oracle import Oracle
-from .runner.plan import lacking
-from .spec import ExpertSpec, MoESpec, RoutingSpec
+from moecheck.bounds import disagreement_limit
+from moecheck.cases import Case
+from moecheck.formats import AnyArray
+from moecheck.oracle import Oracle
 
-__all__ = [
-    "Identified",
-    "below_floor",
-    "declaration_sentence",
-    "identification_cases",
-    "identify",
-    "is_known",
-    "is_near",
-    "judge_numerics",
-    "judge_unseen",
-    "observation",
-]
+from .candidates import EXPERT_OPS
+from .result import Identified, stored
+from .search import Search, pool_of
 
-BIASED = ExpertSpec(w13_bias=True, w2_bias=True)
-FIRST_DTYPES = ("bf16", "fp16", "fp32")
 # Agreement below which nothing is explained. Where fp32 kernels store in bf16, one flip moves a whole row, and a rule
 # that allows for many of them would allow for anything; what is no contract agrees in less than a hundredth there.
 LEAST = 0.25
 NEAR, LEAD = 0.5, 0.05
-
-
-def identification_cases(declaration: Declaration) -> tuple[Case, ...]:
-    """Two to four small cases that a kernel can take and whose outputs tell contracts apart; () for other ops.
-
-    One case for each format, a second one where there is only one; top_k of at least 3 unless the specs say otherwise,
-    so that slot order differs from expert order; and one with biases where the kernel takes them.
-    """
-    if declaration.op not in IDENTIFIED_OPS:
-        return ()
-    dtypes = [dtype for dtype in FIRST_DTYPES if dtype in declaration.dtypes]
-    specs = declaration.specs or _specs(declaration)
-    drawn = [(spec, dtype, 0) for spec in specs[:1] for dtype in dtypes]
-    if len(drawn) == 1:
-        drawn.append((specs[0], dtypes[0], 1))
-    drawn += [(spec, dtypes[0], 0) for spec in specs[1:2]]
-    cases = [_case(declaration.op, spec, dtype, seed) for spec, dtype, seed in drawn]
-    return tuple(case for case in cases if lacking(declaration, case) is None)
 
 
 @np.errstate(all="ignore")  # a candidate may overflow where the kernel does not
@@ -120,39 +81,3 @@ def _by_case(observations: Sequence[tuple[Case, AnyArray]], oracle: Oracle) -> t
         return ()
     found = [(case.id, identify([(case, out)], oracle, requantising=False)) for case, out in observations]
     return tuple(found) if all(identified.known for _, identified in found) else ()
-
-
-def _specs(declaration: Declaration) -> tuple[MoESpec, ...]:
-    """Plain semantics, then those with biases; more slots than two wherever the kernel leaves the choice."""
-    if declaration.op in ("moe_layer", ROUTER) and "spec" not in declaration.arguments:
-        return (MoESpec(),)
-    routing = RoutingSpec(top_k=4, renormalize=True)
-    if declaration.op == ROUTER:  # renormalisation makes both of its stores show
-        return MoESpec(routing=routing), MoESpec(routing=replace(routing, scoring="sigmoid"))
-    biases = {"w13_bias", "w2_bias", "bias"} & {arg.name for arg in OPS[declaration.op].args}
-    if "spec" in declaration.arguments and biases and biases <= set(declaration.arguments):
-        return MoESpec(routing=routing), MoESpec(routing=routing, experts=BIASED)
-    if declaration.op == "grouped_gemm" and "bias" in declaration.arguments:
-        return MoESpec(routing=routing), MoESpec(routing=routing, experts=BIASED)
-    return (MoESpec(routing=routing),)
-
-
-def _case(op: str, spec: MoESpec, dtype: str, seed: int) -> Case:
-    """A case of ordinary values: a layer's logits, too, so that each token has weights of its own."""
-    groups = spec.routing.num_expert_groups
-    router = op == ROUTER
-    least = 16 if router else 8
-    experts = groups * max(2, -(-spec.routing.top_k // spec.routing.topk_groups), -(-least // groups))
-    return Case(
-        op=op,
-        spec=spec,
-        num_tokens=64 if router else 16,
-        num_experts=experts,
-        hidden_size=192,
-        intermediate_size=192,  # more than a group of 128 that shares a scale
-        shared_intermediate_size=0 if spec.shared_experts == "none" else 128,
-        dtype=dtype,
-        seed=seed,
-        name="contract",
-        reason="small, with three slots or more: which rounding points explain the output's bits",
-    )

@@ -8,14 +8,15 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from .bounds import FLUSHED
-from .cases import Case
-from .formats import FORMATS, AnyArray, Float64, store, to_float64
-from .identify_candidates import ROUTER, resolved
-from .identify_routing import UNSEEN, RoutingReplay, routing_sigma
-from .identify_stages import EXACT, Replay, compared_columns, replay_of
-from .numerics import Numerics
-from .oracle import Oracle
+from moecheck.bounds import FLUSHED
+from moecheck.cases import Case
+from moecheck.formats import FORMATS, AnyArray, Float64, store, to_float64
+from moecheck.numerics import Numerics
+from moecheck.oracle import Oracle
+
+from .candidates import ROUTER, resolved
+from .routing import UNSEEN, RoutingReplay, routing_sigma
+from .stages import EXACT, Replay, compared_columns, replay_of
 
 Bools = npt.NDArray[np.bool_]
 MOST_ELEMENTS = 1 << 15  # compared of one case: more would only make the search slow and large
