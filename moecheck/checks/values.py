@@ -67,7 +67,8 @@ def is_vacuous(expected: Values, *, tol: float, exact: bool = False) -> bool:
     if not shown.any():
         return True
     defined = _defined(expected)
-    return not (defined & ~(size <= _allowed(expected, exact=exact))).any() and not _is_undecided(defined)
+    explained = size <= _allowed(expected, exact=exact)
+    return bool((explained | ~defined).all()) and not _is_undecided(defined)
 
 
 def _defined(expected: Values) -> Bool:
@@ -75,7 +76,7 @@ def _defined(expected: Values) -> Bool:
 
 
 def _is_undecided(defined: Bool) -> bool:
-    return np.count_nonzero(~defined) > MOST_UNDEFINED * defined.size
+    return bool(np.count_nonzero(~defined) > MOST_UNDEFINED * defined.size)
 
 
 def _allowed(expected: Values, *, exact: bool) -> Float64:
