@@ -17,7 +17,7 @@ def differences(out: Float64, ref: Float64, tol: float) -> dict[str, float]:
     return {
         "max_diff": largest,
         "max_rel_diff": _relative(largest, ref),
-        "mismatch_ratio": count / out.size if out.size else 0.0,
+        "mismatch_ratio": float(count / out.size) if out.size else 0.0,
     }
 
 

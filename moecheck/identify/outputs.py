@@ -150,7 +150,7 @@ class Scores:
 
 def share(which: Bools) -> float:
     """Share of the elements that are true."""
-    return np.count_nonzero(which) / which.size if which.size else float("nan")
+    return float(np.count_nonzero(which) / which.size) if which.size else float("nan")
 
 
 @np.errstate(invalid="ignore", over="ignore")
