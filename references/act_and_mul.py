@@ -14,6 +14,8 @@ from ._activation import activation, activation_estimate, value_and_derivative
 from ._errors import Errors
 from ._stores import EXACT, Estimate, contract, decode, exact_in, exactly, product, rounded, stored, stored_or_kept
 
+ROWS = 64  # estimated at a time: arrays that fit a cache
+
 
 def act_and_mul(
     *, x: AnyArray, spec: ExpertSpec, numerics: Numerics | None = None, dtype: str | None = None
@@ -39,10 +41,12 @@ def estimate(
     V_h = m^2 V_act + a^2 V_m + stores, with m = u + beta. numerics: None for all kept in fp32 but the output.
     """
     stores = contract(numerics, dtype, x, undeclared=Numerics())
-    h = activated_estimate(exactly(decode(x), flips=flips), spec, stores)
-    if not exact_in(stores.act_times_up, stores.out):
-        h = stored(h, stores.out)
-    return Errors(h)
+    blocks = []
+    for start in range(0, max(len(x), 1), ROWS):
+        h = activated_estimate(exactly(decode(x[start : start + ROWS]), flips=flips), spec, stores)
+        blocks.append(h if exact_in(stores.act_times_up, stores.out) else stored(h, stores.out))
+    parts = (None if part[0] is None else np.concatenate(part) for part in zip(*blocks, strict=True))
+    return Errors(Estimate(*parts))  # type: ignore[arg-type]  # as in h
 
 
 def split(x: Float64, spec: ExpertSpec) -> tuple[Float64, Float64 | None]:
