@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -21,6 +21,10 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu2", "situ"]
 GateUpLayout = Literal["halves", "interleaved"]
 LimitPosition = Literal["before", "after"]
 SharedExperts = Literal["none", "ungated", "gated"]
+
+# metadata of a field that came after cases had been drawn: at its default it is no part of a record's identity, so that
+# those cases keep their ids and their numbers.
+LATER = {"later": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +179,17 @@ class MoESpec:
         spec = _build(cls, values)
         assert isinstance(spec, MoESpec)
         return spec
+
+
+def identity(record: Any) -> dict[str, Any]:
+    """A record's fields as plain nested data, without those marked LATER that are at their default."""
+    values = {f.name: getattr(record, f.name) for f in fields(record) if not _left_out(f, getattr(record, f.name))}
+    return {name: identity(value) if is_dataclass(value) else value for name, value in values.items()}
+
+
+def _left_out(f: Field[Any], value: object) -> bool:
+    default = f.default_factory() if f.default_factory is not MISSING else f.default
+    return bool(f.metadata.get("later")) and value == default
 
 
 def _build(cls: type, data: Any) -> object:
