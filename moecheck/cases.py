@@ -13,7 +13,7 @@ from typing import Any, Literal
 from .errors import CaseError, MoecheckError, SpecError, check_known, near
 from .formats import FORMATS
 from .ops import OPS
-from .spec import MoESpec, identity
+from .spec import LATER, MoESpec, identity
 
 Layout = Literal["contiguous", "strided"]
 MapStyle = Literal["linear", "round_robin", "shuffled"]
@@ -56,6 +56,7 @@ class Case:
     map_style: which these are: the `linear` last ones, every so-many-th (`round_robin`), or any in any order.
     block_size: of align_block_size. stratum: key of STRATA. load: key of LOADS or LOGITS, by what the op takes.
     layout: `strided` passes rows that are wider in memory than their width. hidden_scale: permute's optional argument.
+    latent_size: width of the routed experts of a spec with latent_experts, 0 without.
     seed: drawn numbers are a function of this record. name, reason: of a curated case; not part of its identity.
     """
 
@@ -74,6 +75,7 @@ class Case:
     load: str = "random"
     layout: Layout = "contiguous"
     hidden_scale: bool = False
+    latent_size: int = field(default=0, metadata=LATER)
     seed: int = 0
     name: str = ""
     reason: str = ""
@@ -98,6 +100,7 @@ class Case:
             ("hidden_size", 1),
             ("intermediate_size", 1),
             ("shared_intermediate_size", 0),
+            ("latent_size", 0),
             ("block_size", 1),
         ):
             value = getattr(self, size)
@@ -113,6 +116,8 @@ class Case:
                 f"shared_experts={self.spec.shared_experts!r} contradicts "
                 f"shared_intermediate_size={self.shared_intermediate_size}."
             )
+        if self.spec.latent_experts != (self.latent_size > 0):
+            raise CaseError(f"latent_experts={self.spec.latent_experts} contradicts latent_size={self.latent_size}.")
         self.spec.routing.check_num_experts(self.num_experts)
 
     @property

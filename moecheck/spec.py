@@ -16,7 +16,7 @@ GroupMask = Literal["neg_inf", "zero"]
 BiasUse = Literal["none", "select", "logits"]
 EpsRule = Literal["none", "add", "clamp_min", "where_positive"]
 ScalingPlacement = Literal["topk_weights", "routed_output", "sum"]
-Selection = Literal["topk", "sparsemixer"]
+Selection = Literal["topk", "sparsemixer", "hash"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu2", "situ"]
 GateUpLayout = Literal["halves", "interleaved"]
 LimitPosition = Literal["before", "after"]
@@ -44,7 +44,9 @@ class RoutingSpec:
     scaling_needs_renormalize: r applies only if renormalize. num_fused_shared_experts: slots appended with ids E,
     E+1, ... whose net weight in the layer's output is exactly 1. num_zero_experts: ids >= E - num_zero_experts are
     identity experts. per_expert_scale: w_i is multiplied by a given scale[i]. selection: `sparsemixer` is the
-    two-round rule of Phi-3.5-MoE with threshold 2 * sparsemixer_epsilon.
+    two-round rule of Phi-3.5-MoE with threshold 2 * sparsemixer_epsilon; `hash` looks S up by the token,
+    S = tid2eid[token_id], and weighs it by the scores (DeepSeek-V4's first layers). shared_slot_ranks: so many ranks
+    compute the same fused shared experts and their outputs are added, so each weighs that much less.
     """
 
     top_k: int = 2
@@ -69,6 +71,7 @@ class RoutingSpec:
     per_expert_scale: bool = False
     selection: Selection = "topk"
     sparsemixer_epsilon: float = 0.01
+    shared_slot_ranks: int = field(default=1, metadata=LATER)
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -88,8 +91,13 @@ class RoutingSpec:
             not self.softmax_over_selected or self.scoring == "softmax",
             "softmax_over_selected=True needs scoring='softmax'.",
         )
+        _require(self.shared_slot_ranks >= 1, f"shared_slot_ranks={self.shared_slot_ranks} must be at least 1.")
         _require(
-            self.selection == "topk" or self.top_k <= 2,
+            self.selection != "hash" or (self.correction_bias == "none" and self.num_expert_groups == 1),
+            "selection='hash' chooses by a table: it needs correction_bias='none' and num_expert_groups=1.",
+        )
+        _require(
+            self.selection != "sparsemixer" or self.top_k <= 2,
             f"selection='sparsemixer' is defined for top_k <= 2, not {self.top_k}.",
         )
 
@@ -123,7 +131,8 @@ class ExpertSpec:
     gate_up_layout: `halves` is g rows first, then u rows; `interleaved` alternates g, u, g, u.
     activation: silu(g) = g * sigmoid(alpha * g) with alpha = swiglu_alpha, gelu (erf), gelu_tanh, relu2 = max(g,
     0)^2, situ. The gated product uses u + swiglu_beta. swiglu_limit L with limit_position `before`: g <- min(g, L),
-    u <- clip(u, -L, L) ahead of the activation; `after`: min(act(g), L) * clip(u, -L, L).
+    u <- clip(u, -L, L) ahead of the activation; `after`: min(act(g), L) * clip(u, -L, L). situ: beta tanh(g / beta)
+    sigmoid(g) with beta = situ_beta; with situ_up_beta also u <- situ_up_beta tanh(u / situ_up_beta).
     weight_on_input: the routing weight multiplies the expert's input instead of its output (top_k = 1 only).
     """
 
@@ -138,6 +147,7 @@ class ExpertSpec:
     weight_on_input: bool = False
     w13_bias: bool = False
     w2_bias: bool = False
+    situ_up_beta: float | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -148,15 +158,29 @@ class ExpertSpec:
             self.activation == "silu" or self.swiglu_alpha == 1.0,
             f"swiglu_alpha={self.swiglu_alpha} needs activation='silu', not {self.activation!r}.",
         )
+        _require(self.situ_beta > 0, f"situ_beta={self.situ_beta} must be positive.")
+        _require(
+            self.situ_up_beta is None or (self.situ_up_beta > 0 and self.activation == "situ" and self.gated),
+            f"situ_up_beta={self.situ_up_beta} must be positive, and needs activation='situ' and gated=True.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoESpec:
-    """A whole layer: y = routed(x) [+ shared(x), times sigmoid(x . shared_gate) if `gated`]."""
+    """A whole layer: y = routed(x) [+ shared(x), times sigmoid(x . shared_gate) if `gated`].
+
+    shared_spec: what the shared experts compute, None for the same as the routed ones; their biases are not known.
+    latent_experts: the routed experts work on a narrower h = latent_down x, and routed(x) = latent_up (their sum), with
+    the router and the shared experts on x itself (Nemotron-3-Super). sum_factor: y is multiplied by it at the end, such
+    as 1/sqrt(2) where a dense MLP runs beside the experts (Grok-2), 1/2 for an average (Cohere2-MoE).
+    """
 
     routing: RoutingSpec = field(default_factory=RoutingSpec)
     experts: ExpertSpec = field(default_factory=ExpertSpec)
     shared_experts: SharedExperts = "none"
+    shared_spec: ExpertSpec | None = field(default=None, metadata=LATER)
+    latent_experts: bool = field(default=False, metadata=LATER)
+    sum_factor: float = field(default=1.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -164,6 +188,20 @@ class MoESpec:
             not self.experts.weight_on_input or self.routing.top_k == 1,
             f"weight_on_input=True needs top_k=1, not {self.routing.top_k}.",
         )
+        _require(self.sum_factor > 0, f"sum_factor={self.sum_factor} must be positive.")
+        _require(
+            self.shared_spec is None or self.shared_experts != "none",
+            "shared_spec says what shared experts compute, and shared_experts='none'.",
+        )
+        _require(
+            not self.latent_experts or not (self.routing.num_zero_experts or self.routing.num_fused_shared_experts),
+            "latent_experts=True cannot hold identity or fused shared experts, which are as wide as x.",
+        )
+
+    @property
+    def shared(self) -> ExpertSpec:
+        """What the shared experts compute."""
+        return self.experts if self.shared_spec is None else self.shared_spec
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: nested dictionaries of JSON values."""
@@ -174,8 +212,11 @@ class MoESpec:
         """The inverse of `to_json`; raises SpecError for an unknown field or a bad value."""
         if not isinstance(data, Mapping):
             raise SpecError(f"A spec must be a JSON object, not {type(data).__name__}.")
-        known = {"routing": RoutingSpec, "experts": ExpertSpec}
-        values = {name: _build(known[name], value) if name in known else value for name, value in data.items()}
+        known = {"routing": RoutingSpec, "experts": ExpertSpec, "shared_spec": ExpertSpec}
+        values = {
+            name: _build(known[name], value) if name in known and value is not None else value
+            for name, value in data.items()
+        }
         spec = _build(cls, values)
         assert isinstance(spec, MoESpec)
         return spec
@@ -226,6 +267,8 @@ def _check_fields(record: RoutingSpec | ExpertSpec | MoESpec) -> None:
             _require(_is_number(value) and math.isfinite(value), f"{f.name}={value!r} must be a finite number.")
         elif hint in (RoutingSpec, ExpertSpec):
             _require(isinstance(value, hint), f"{f.name}={value!r} must be a {hint.__name__}.")
+        elif hint == ExpertSpec | None:
+            _require(value is None or isinstance(value, ExpertSpec), f"{f.name}={value!r} must be an ExpertSpec.")
 
 
 def _is_number(value: object) -> bool:
