@@ -12,6 +12,7 @@ from .formats import FORMATS
 from .numerics import Numerics
 from .ops import OPS
 from .spec import MoESpec
+from .weight_layout import WeightLayout
 
 Backend = Literal["numpy", "torch", "triton", "cuda", "jax", "pallas_tpu"]
 BACKENDS = ("numpy", "torch", "triton", "cuda", "jax", "pallas_tpu")
@@ -27,7 +28,7 @@ class Declaration:
     numerics: its declared rounding points, None when undeclared. deterministic, batch_invariant: declared capabilities,
     None when undeclared. tie: the declared rule for equal routing scores. specs: the only semantics that it
     implements, () when it reads them from its `spec` argument. arguments: what its signature names,
-    required: those of them without a default.
+    required: those of them without a default. weight_layout: how it wants weights, None for the plain arrangement.
     origin: file:line of the function. spec_string: how a child process finds it again.
     """
 
@@ -44,6 +45,7 @@ class Declaration:
     required: tuple[str, ...]
     origin: str
     spec_string: str
+    weight_layout: WeightLayout | None = None
 
 
 def kernel(
@@ -57,11 +59,13 @@ def kernel(
     batch_invariant: bool | None = None,
     tie: TieRule | None = None,
     specs: tuple[MoESpec, ...] = (),
+    weight_layout: WeightLayout | None = None,
 ) -> Callable[[F], F]:
     """Declare the decorated function as a kernel under test for `op`; the function itself is returned unchanged.
 
     The function takes arrays of its backend by the names of `moecheck.ops.OPS[op]`, may take `spec` (the op's part
     of the MoESpec) and `out` (a poisoned output array), and returns the op's outputs in order.
+    weight_layout: weights arrive so arranged, and `spec.gate_up_layout` says the same of gate and up.
     Raises UsageError for an unknown op, backend or dtype.
     """
     check_known("op", op, OPS)
@@ -81,6 +85,7 @@ def kernel(
             batch_invariant=batch_invariant,
             tie=tie,
             specs=specs,
+            weight_layout=weight_layout,
         )
         function.__moecheck__ = declaration  # type: ignore[attr-defined]  # functions take attributes
         return function
@@ -100,6 +105,7 @@ def describe(
     batch_invariant: bool | None = None,
     tie: TieRule | None = None,
     specs: tuple[MoESpec, ...] = (),
+    weight_layout: WeightLayout | None = None,
 ) -> Declaration:
     """The Declaration of a plain function; raises UsageError when its signature cannot serve `op`."""
     if numerics is not None and numerics.accumulate.startswith("hopper-fp8") and not numerics.requantises:
@@ -107,6 +113,7 @@ def describe(
             f"{function.__name__} declares accumulate={numerics.accumulate!r}, which is of fp8 operands; declare "
             "a1_quant or a2_quant with it."
         )
+    _check_layout(function.__name__, op, weight_layout)
     arguments, required = _argument_names(function, op)
     code = inspect.unwrap(function).__code__
     qualified = f"{function.__module__}:{function.__name__}"
@@ -120,11 +127,23 @@ def describe(
         batch_invariant=batch_invariant,
         tie=tie,
         specs=specs,
+        weight_layout=weight_layout,
         arguments=arguments,
         required=required,
         origin=f"{code.co_filename}:{code.co_firstlineno}",
         spec_string=qualified,
     )
+
+
+def _check_layout(name: str, op: str, layout: WeightLayout | None) -> None:
+    """Raise UsageError where the op has nothing to arrange so."""
+    if layout is None:
+        return
+    names = OPS[op].arg_names
+    if op == "grouped_gemm" and layout != WeightLayout(transposed=layout.transposed):
+        raise UsageError(f"{name} declares {layout}; of grouped_gemm's weights only `transposed` can be chosen.")
+    if not {"w13", "w"} & set(names):
+        raise UsageError(f"{name} declares a weight_layout, and {op} takes no weights.")
 
 
 def _argument_names(function: Callable[..., object], op: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

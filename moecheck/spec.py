@@ -18,7 +18,7 @@ EpsRule = Literal["none", "add", "clamp_min", "where_positive"]
 ScalingPlacement = Literal["topk_weights", "routed_output", "sum"]
 Selection = Literal["topk", "sparsemixer", "hash"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu2", "situ"]
-GateUpLayout = Literal["halves", "interleaved"]
+GateUpLayout = Literal["halves", "up_first", "interleaved", "interleaved_8"]
 LimitPosition = Literal["before", "after"]
 SharedExperts = Literal["none", "ungated", "gated"]
 
@@ -128,7 +128,8 @@ class ExpertSpec:
     """What one expert computes from its token: W2 f(W1 x + b1) + b2.
 
     gated: w13 has 2I rows, gate g and up u, and f = act(g) * u; otherwise w13 has I rows and f = act(g).
-    gate_up_layout: `halves` is g rows first, then u rows; `interleaved` alternates g, u, g, u.
+    gate_up_layout: `halves` is g rows first, then u rows; `up_first` the other way; `interleaved` alternates g, u, g, u;
+    `interleaved_8` alternates eight of each (moecheck.gate_up). It speaks of the arrays that come with the spec.
     activation: silu(g) = g * sigmoid(alpha * g) with alpha = swiglu_alpha, gelu (erf), gelu_tanh, relu2 = max(g,
     0)^2, situ. The gated product uses u + swiglu_beta. swiglu_limit L with limit_position `before`: g <- min(g, L),
     u <- clip(u, -L, L) ahead of the activation; `after`: min(act(g), L) * clip(u, -L, L). situ: beta tanh(g / beta)
@@ -163,6 +164,11 @@ class ExpertSpec:
             self.situ_up_beta is None or (self.situ_up_beta > 0 and self.activation == "situ" and self.gated),
             f"situ_up_beta={self.situ_up_beta} must be positive, and needs activation='situ' and gated=True.",
         )
+
+    @property
+    def changes_up(self) -> bool:
+        """Whether the product's second factor is computed from u, beyond a clamp, which rounds nothing."""
+        return self.swiglu_beta != 0.0 or self.situ_up_beta is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

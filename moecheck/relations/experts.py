@@ -8,6 +8,7 @@ from moecheck.cases import Case
 from moecheck.formats import AnyArray
 from moecheck.relations.premises import (
     declares_determinism,
+    every_slot_has_an_expert,
     has_spare_expert,
     plain_experts,
     slots,
@@ -33,6 +34,8 @@ def expert_relabelling(case: Case, inputs: Inputs) -> Trial:
     if "topk_ids" in inputs:
         ids = inputs["topk_ids"]
         changed["topk_ids"] = np.where(ids < 0, ids, case.num_experts - 1 - ids).astype(ids.dtype)
+    if "tid2eid" in inputs:
+        changed["tid2eid"] = case.num_experts - 1 - inputs["tid2eid"]
     if "router_logits" in inputs:
         changed["router_logits"] = inputs["router_logits"][:, ::-1].copy()
 
@@ -93,3 +96,17 @@ def wide_ids(case: Case, inputs: Inputs) -> Trial:
     """`topk_ids` as int64, which PyTorch's own topk returns. A kernel may refuse them."""
     wide = {**inputs, "topk_ids": inputs["topk_ids"].astype(np.int64)}
     return Trial(calls=(Call(case=case, inputs=wide),), pairs=lambda calls: (like_the_case(calls, 1, rows=EVERY),))
+
+
+@relation(
+    "unsigned ids mean what signed ones do",
+    ops=("fused_experts", "permute", "align_block_size", "problem_sizes"),
+    premises=(every_slot_has_an_expert,),
+    exact=declares_determinism,
+    keeps_shapes=True,
+    optional=True,
+)
+def unsigned_ids(case: Case, inputs: Inputs) -> Trial:
+    """`topk_ids` as uint32, which some all-to-all libraries hand on. A kernel may refuse them."""
+    unsigned = {**inputs, "topk_ids": inputs["topk_ids"].astype(np.uint32)}
+    return Trial(calls=(Call(case=case, inputs=unsigned),), pairs=lambda calls: (like_the_case(calls, 1, rows=EVERY),))

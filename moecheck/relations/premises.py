@@ -83,6 +83,11 @@ def plain_experts(subject: Subject) -> str | None:
     return "has shared or identity experts among the routed ones" if special else None
 
 
+def every_slot_has_an_expert(subject: Subject) -> str | None:
+    """No id is -1."""
+    return "has padding ids" if subject.case.load == "padding" else None
+
+
 def has_spare_expert(subject: Subject) -> str | None:
     """A token can do without one of the experts."""
     spare = subject.case.num_experts > subject.case.spec.routing.top_k

@@ -8,6 +8,7 @@ import numpy as np
 
 from moecheck.cases import Case
 from moecheck.formats import AnyArray, Float64
+from moecheck.gate_up import gate_up_rows
 from moecheck.relations.premises import (
     declares_determinism,
     experts_are_linear_in_up,
@@ -126,7 +127,7 @@ def _with_up_times(case: Case, inputs: Inputs, factor: float) -> Inputs:
 def _up_times(rows: AnyArray, spec: ExpertSpec, factor: float) -> AnyArray:
     """The rows (gate and up in the spec's layout) with each up row times the factor."""
     changed = rows.copy()
-    up = slice(1, None, 2) if spec.gate_up_layout == "interleaved" else slice(len(rows) // 2, None)
+    _, up = gate_up_rows(spec.gate_up_layout, len(rows) // 2)
     changed[up] = _times(rows[up], factor)
     return changed
 

@@ -78,6 +78,16 @@ def _bits(array: AnyArray) -> AnyArray:
     return array.view(f"u{array.itemsize}")
 
 
+def overwritten(buffer: Any, native: Any) -> Any:
+    """The buffer with the values of another array of its kind and shape; that array where it cannot be written to."""
+    torch = sys.modules.get("torch")
+    writable = isinstance(buffer, np.ndarray) or (torch is not None and isinstance(buffer, torch.Tensor))
+    if not writable or buffer is native or buffer.shape != native.shape or buffer.dtype != native.dtype:
+        return native
+    buffer[...] = native
+    return buffer
+
+
 def synchronize(backend: str) -> None:
     """Wait for what was launched on the device."""
     if backend in TORCH_BACKENDS:
