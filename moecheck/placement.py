@@ -22,8 +22,9 @@ def experts_of_rank(
     """Global ids of a rank's experts, ascending.
 
     linear: runs of consecutive experts; where they cannot be shared evenly, the `first` num_experts % num_ranks ranks
-    have one more (vLLM's code and its expert placement), or the `last` ones (as a docstring of vLLM has said).
-    round_robin: every num_ranks-th expert, starting with the rank's own number. Raises UsageError for no such rank.
+    have one more each (vLLM's determine_expert_map), or the `last` rank has all that are left (the same function's
+    docstring, and its code until 2025). round_robin: every num_ranks-th expert, starting with the rank's own number.
+    Raises UsageError for no such rank.
     """
     if not 0 <= rank < num_ranks:
         raise UsageError(f"rank={rank} must lie between 0 and {num_ranks - 1}: there are {num_ranks} ranks.")
@@ -31,7 +32,10 @@ def experts_of_rank(
         return np.arange(rank, num_experts, num_ranks)
     each, more = divmod(num_experts, num_ranks)
     counts = np.full(num_ranks, each)
-    counts[(slice(None, more) if remainder == "first" else slice(num_ranks - more, None))] += 1
+    if remainder == "first":
+        counts[:more] += 1
+    else:
+        counts[-1] += more
     end = int(counts[: rank + 1].sum())
     return np.arange(end - counts[rank], end)
 
@@ -46,8 +50,9 @@ def expert_map(experts: Ids, num_experts: int) -> Int32:
 def expert_mask(mapped: Int32) -> Int32:
     """The map as AITER wants it: [num_experts + 1] int32, 1 for each expert that is here, 0 for others and at the end.
 
-    The last entry is the sentinel that padding ids are sent to. A mask says nothing of local ids, which AITER counts in
-    ascending order of the global ones. Raises UsageError for a map that has them in another order.
+    The last entry is the sentinel that padding ids are sent to. A mask says nothing of local ids: AITER counts the ones
+    before each expert. Raises UsageError for a map that has another order. Source: vLLM's determine_expert_map with
+    return_expert_mask=True, and AITER's tests (op_tests/test_moe_ep.py).
     """
     local = mapped[mapped >= 0]
     if not np.array_equal(local, np.arange(len(local))):
