@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import SpecError, near
+from .quantization import Quantization
 
 Scoring = Literal["softmax", "sigmoid", "sqrt_softplus"]
 GroupScore = Literal["max", "top2_sum"]
@@ -135,6 +136,7 @@ class ExpertSpec:
     u <- clip(u, -L, L) ahead of the activation; `after`: min(act(g), L) * clip(u, -L, L). situ: beta tanh(g / beta)
     sigmoid(g) with beta = situ_beta; with situ_up_beta also u <- situ_up_beta tanh(u / situ_up_beta).
     weight_on_input: the routing weight multiplies the expert's input instead of its output (top_k = 1 only).
+    quantization: how w13 and w2 are stored, None for plain numbers. A mapping of its fields stands for one.
     """
 
     activation: Activation = "silu"
@@ -149,8 +151,11 @@ class ExpertSpec:
     w13_bias: bool = False
     w2_bias: bool = False
     situ_up_beta: float | None = field(default=None, metadata=LATER)
+    quantization: Quantization | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
+        if isinstance(self.quantization, Mapping):  # as JSON has it
+            object.__setattr__(self, "quantization", _build(Quantization, self.quantization))
         _check_fields(self)
         _require(
             self.swiglu_limit is None or self.swiglu_limit > 0, f"swiglu_limit={self.swiglu_limit} must be positive."
@@ -273,6 +278,8 @@ def _check_fields(record: RoutingSpec | ExpertSpec | MoESpec) -> None:
             _require(_is_number(value) and math.isfinite(value), f"{f.name}={value!r} must be a finite number.")
         elif hint in (RoutingSpec, ExpertSpec):
             _require(isinstance(value, hint), f"{f.name}={value!r} must be a {hint.__name__}.")
+        elif hint == Quantization | None:
+            _require(value is None or isinstance(value, Quantization), f"{f.name}={value!r} must be a Quantization.")
         elif hint == ExpertSpec | None:
             _require(value is None or isinstance(value, ExpertSpec), f"{f.name}={value!r} must be an ExpertSpec.")
 

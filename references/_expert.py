@@ -26,12 +26,17 @@ class ExpertArrays(Protocol):
 
 
 class Weights(NamedTuple):
-    """One expert's float64 arrays. w13: [2I, H] or [I, H]. w2: [H, I]. b13: [2I] or [I]. b2: [H]."""
+    """One expert's float64 arrays. w13: [2I, H] or [I, H]. w2: [H, I]. b13: [2I] or [I]. b2: [H].
+
+    a1, a2: the scales of static quantisers of the GEMMs' inputs, where these are given.
+    """
 
     w13: Float64
     w2: Float64
     b13: Float64 | None
     b2: Float64 | None
+    a1: float | None = None
+    a2: float | None = None
 
 
 def expert_output(x: Float64, weights: Weights, spec: ExpertSpec, stores: Numerics) -> Float64:
@@ -40,11 +45,11 @@ def expert_output(x: Float64, weights: Weights, spec: ExpertSpec, stores: Numeri
     x: [n, H] float64. Returns [n, H].
     """
     if stores.a1_quant is not None:
-        x = quantized(x, stores.a1_quant).value
+        x = quantized(x, stores.a1_quant, weights.a1).value
     gate_up = rounded(linear(x, weights.w13, weights.b13, before_bias=stores.before_bias), stores.gate_up)
     h = activated(gate_up, spec, stores)
     if stores.a2_quant is not None:
-        h = quantized(h, stores.a2_quant).value
+        h = quantized(h, stores.a2_quant, weights.a2).value
     return rounded(linear(h, weights.w2, weights.b2, before_bias=stores.before_bias), stores.per_expert)
 
 
@@ -72,7 +77,7 @@ def expert_estimate(
     if stores.a1_quant is not None:
         # a quantised exact input still is one for every kernel, though not for the true value
         exact_input = exact_input and x.rare is not None
-        x, _ = requantized(x, stores.a1_quant)
+        x, _ = requantized(x, stores.a1_quant, weights.a1)
     low = stores.gate_up != "fp32"
     y = linear_estimate(x, weights.w13, exact_input=exact_input, stored_low=low, accumulate=accumulate)
     gate_up = biased(y, weights.b13, before)
@@ -80,7 +85,7 @@ def expert_estimate(
     h = activated_estimate(gate_up, spec, stores, averaged=True)
     step = np.zeros((1, 1))
     if stores.a2_quant is not None:
-        h, step = requantized(h, stores.a2_quant)
+        h, step = requantized(h, stores.a2_quant, weights.a2)
     elif rows and x.rare is not None:
         step = _flip_of(h.value, gate_up.value, spec, stores)
     z = linear_estimate(h, weights.w2, accumulate=accumulate)

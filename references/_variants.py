@@ -38,16 +38,16 @@ def expert_variants(x: Float64, weights: Weights, spec: ExpertSpec, stores: Nume
     fp32, which is exact enough for a difference.
     """
     if stores.a1_quant is not None:
-        x = quantized(x, stores.a1_quant).value
-    gate_up = _hidden(_with_errors(x, weights.w13, stores, noise), weights.b13, stores.gate_up, stores)
+        x = quantized(x, stores.a1_quant, weights.a1).value
+    gate_up = _hidden(products_with_errors(x, weights.w13, stores, noise), weights.b13, stores.gate_up, stores)
     shape = gate_up.shape
     gate_up = gate_up * (1.0 + FUNCTION_ULPS * 2.0**-23 * noise.normal(shape))
-    h = _quantized_all(activated(gate_up.reshape(-1, shape[-1]), spec, stores), stores)
+    h = _quantized_all(activated(gate_up.reshape(-1, shape[-1]), spec, stores), stores, weights.a2)
     exact = _hidden((x @ weights.w13.T)[None], weights.b13, stores.gate_up, stores)[0]
-    middle = _quantized_all(activated(exact, spec, stores), stores)
+    middle = _quantized_all(activated(exact, spec, stores), stores, weights.a2)
     with np.errstate(invalid="ignore", over="ignore"):
         apart = (h.reshape(noise.variants, *middle.shape) - middle).astype(np.float32)
-        z = _with_errors(middle, weights.w2, stores, noise)
+        z = products_with_errors(middle, weights.w2, stores, noise)
         z += (apart.reshape(-1, middle.shape[1]) @ weights.w2.astype(np.float32).T).reshape(z.shape)
     return _hidden(z, weights.b2, stores.per_expert, stores)
 
@@ -58,7 +58,7 @@ def finished_sum(y: Float64, fmt: str, noise: Noise) -> Float64:
     return y.astype(np.float32).astype(np.float64) if fmt == "fp32" else rounded(y, fmt)
 
 
-def _with_errors(x: Float64, w: Float64, stores: Numerics, noise: Noise) -> Float64:
+def products_with_errors(x: Float64, w: Float64, stores: Numerics, noise: Noise) -> Float64:
     """Products x W^T with the errors of a kernel's sums in every variant, [V, n, N]."""
     y = linear_estimate(exactly(x, flips=False), w, exact_input=True, accumulate=stores.accumulate)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -69,5 +69,5 @@ def _hidden(y: Float64, bias: Float64 | None, fmt: str, stores: Numerics) -> Flo
     return rounded(y if bias is None else rounded(y, stores.before_bias) + bias, fmt)
 
 
-def _quantized_all(h: Float64, stores: Numerics) -> Float64:
-    return h if stores.a2_quant is None else quantized(h, stores.a2_quant).value
+def _quantized_all(h: Float64, stores: Numerics, given: float | None) -> Float64:
+    return h if stores.a2_quant is None else quantized(h, stores.a2_quant, given).value

@@ -64,10 +64,22 @@ def quantize_blocks_with_zeros(x: Float64, name: str, block: Block, *, eps: floa
     """
     least, largest = extremes(x, block)
     scales = float_scale(largest - least, least, name, eps=eps)
-    zeros = encode(np.rint(np.asarray(-least, np.float32) / scales).astype(np.float64), name)
-    quotient = np.asarray(x, np.float32) / spread(scales, block, x.shape)
+    zeros = zero_points(least, scales, name)
+    return QuantizedWithZeros(quantize_blocks_scaled(x, name, block, scales, zeros), scales, zeros)
+
+
+def zero_points(least: Float64, scales: AnyArray, name: str) -> Codes:
+    """Codes z = sat(round(-min / s)) of each block. least: of each block, at most 0. scales: fp32."""
+    return encode(np.asarray(-least, np.float32).astype(np.float64) / scales.astype(np.float64), name)
+
+
+def quantize_blocks_scaled(x: Float64, name: str, block: Block, scales: AnyArray, zeros: AnyArray | None) -> Codes:
+    """Codes q = sat(round(x / s) + z) for given scales and zero points, quotients in fp32. Returns [N, K] uint8."""
+    if zeros is None:
+        return _codes(x, spread(scales, block, x.shape), name)
+    quotient = np.asarray(x, np.float32) / spread(scales, block, x.shape).astype(np.float32)
     shifted = np.rint(quotient.astype(np.float64)) + decode(spread(zeros, block, x.shape), name)
-    return QuantizedWithZeros(encode(shifted, name), scales, zeros)
+    return encode(shifted, name)
 
 
 def dequantize_blocks(
