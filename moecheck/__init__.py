@@ -7,6 +7,7 @@ from .kernel import kernel
 from .numerics import Numerics
 from .quantizer import Quantizer
 from .spec import ExpertSpec, MoESpec, RoutingSpec
+from .weight_layout import WeightLayout
 
 __all__ = [
     "CaseError",
@@ -20,5 +21,6 @@ __all__ = [
     "SpecError",
     "Unsupported",
     "UsageError",
+    "WeightLayout",
     "kernel",
 ]

@@ -25,6 +25,7 @@ PUBLIC = [
     "SpecError",
     "Unsupported",
     "UsageError",
+    "WeightLayout",
     "kernel",
 ]
 
