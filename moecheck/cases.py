@@ -28,6 +28,8 @@ STRATA = {
     "one_hot": "one-hot tokens and identity matrices: the output is the activation, read value by value",
     "zero_rows": "tokens that are entirely zero among others that are not",
 }
+# Those whose values survive in few bits.
+QUANTISED_STRATA = ("random", "positive", "outlier", "zero_rows")
 # Which experts the tokens go to (ops that take topk_ids).
 LOADS = {
     "random": "distinct experts drawn uniformly",
@@ -118,7 +120,25 @@ class Case:
             )
         if self.spec.latent_experts != (self.latent_size > 0):
             raise CaseError(f"latent_experts={self.spec.latent_experts} contradicts latent_size={self.latent_size}.")
+        self._check_quantization()
         self.spec.routing.check_num_experts(self.num_experts)
+
+    def _check_quantization(self) -> None:
+        quantization = self.spec.experts.quantization
+        if quantization is None:
+            return
+        if self.op != "fused_experts":
+            raise CaseError(f"Quantised weights are of fused_experts, not of {self.op}.")
+        if self.stratum not in QUANTISED_STRATA:
+            raise CaseError(
+                f"stratum={self.stratum!r} is lost in quantised weights; use {', '.join(QUANTISED_STRATA)}."
+            )
+        odd = self.hidden_size % 2 or self.intermediate_size % 2
+        if quantization.packed and odd:
+            raise CaseError(
+                f"hidden_size={self.hidden_size} and intermediate_size={self.intermediate_size} must be even for "
+                f"{quantization.weights}, two of which share a byte."
+            )
 
     @property
     def loads(self) -> dict[str, str]:
@@ -153,7 +173,7 @@ class Case:
     def elements(self) -> int:
         """Number of expert weights, the size that decides about time and memory."""
         local = self.num_local_experts or self.num_experts
-        return local * 3 * self.hidden_size * self.intermediate_size
+        return local * 3 * (self.latent_size or self.hidden_size) * self.intermediate_size
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: nested dictionaries of JSON values."""

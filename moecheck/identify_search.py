@@ -75,7 +75,8 @@ class Search:
 
     def best_requantising(self) -> Numerics:
         """The best contract with a quantiser; which one to start from is decided on the first case alone."""
-        starts = requantising()
+        quantization = self._pool.cases[0].spec.experts.quantization
+        starts = requantising(static=quantization is not None and quantization.static_activations)
         self.tried |= dict.fromkeys(starts)
         first, outputs = self._scores[0], self._pool.outputs[0]
         return self._climb([max(starts, key=lambda c: first.merit(outputs.number(c)))])

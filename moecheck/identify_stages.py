@@ -43,7 +43,7 @@ def compared_columns(case: Case) -> slice:
     """The columns of an output that are compared: all, or for wide experts some from all over it, which cost less."""
     routing = case.spec.routing
     both = case.op == "moe_layer" and routing.num_zero_experts > 0 and case.spec.shared_experts == "gated"
-    if case.op not in EXPERT_OPS or both:
+    if case.op not in EXPERT_OPS or both or case.spec.latent_experts:
         return slice(None)
     return slice(None, None, max(1, case.hidden_size // MOST_COLUMNS))
 
@@ -51,7 +51,7 @@ def compared_columns(case: Case) -> slice:
 def replay_of(case: Case, oracle: Oracle, *, noisy: bool = False) -> Replay:
     """The replay of a case of a value op."""
     noise = Noise(case) if noisy else None
-    if case.op not in EXPERT_OPS:
+    if case.op not in EXPERT_OPS or case.spec.latent_experts:
         return DirectReplay(case, oracle, noise)
     columns, inputs = compared_columns(case), dict(oracle.inputs(case))
     inputs["w2"] = inputs["w2"][:, columns]
@@ -112,28 +112,46 @@ class Group(NamedTuple):
 class Experts:
     """z = W2 f(W1 x + b1) + b2 of all rows under one contract after another."""
 
-    def __init__(self, name: str, groups: list[Group], spec: ExpertSpec, noise: Noise | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        groups: list[Group],
+        spec: ExpertSpec,
+        noise: Noise | None,
+        static: tuple[float | None, float | None] = (None, None),
+    ) -> None:
+        """static: the scales of static quantisers of x and of h."""
         self._name, self._groups, self._spec, self._noise = name, groups, spec, noise
+        self._static = static
         self._activated: Callable[..., Float64] = reference_modules()["act_and_mul"].activated
         self._kept: dict[Hashable, Float64] = {}
 
     def output(self, x: Float64, x_key: Hashable, stores: Numerics) -> Float64:
         """The rows' z, [P, H]. x: [P, H], the same for the same x_key."""
-        first = ("first", x_key, stores.a1_quant)
+        first = ("first", x_key, stores.a1_quant, stores.dequantised)
         h = ("h", first, stores.a2_quant, *_formats(stores, ("before_bias", "gate_up", *ACTIVATION)))
         z = ("z", h, stores.per_expert)
         return self._once(z, lambda: self._second(self._once(h, lambda: self._hidden(x, first, stores)), h, stores))
 
     def _hidden(self, x: Float64, first: Hashable, stores: Numerics) -> Float64:
-        matrices = [group.w13 for group in self._groups]
-        raw = self._once(first, lambda: self._gemm("first", _requantised(x, stores.a1_quant), matrices))
+        raw = self._once(
+            first,
+            lambda: self._gemm(
+                "first",
+                _requantised(x, stores.a1_quant, self._static[0]),
+                [rounded(group.w13, stores.dequantised) for group in self._groups],
+            ),
+        )
         gate_up = self._biased(raw, [group.b13 for group in self._groups], stores)
         h = self._activated(rounded(gate_up, stores.gate_up), self._spec, stores)
-        return _requantised(h, stores.a2_quant)
+        return _requantised(h, stores.a2_quant, self._static[1])
 
     def _second(self, h: Float64, key: Hashable, stores: Numerics) -> Float64:
         raw = self._once(
-            ("second", key), lambda: self._gemm(f"{self._name}/second", h, [group.w2 for group in self._groups])
+            ("second", key),
+            lambda: self._gemm(
+                f"{self._name}/second", h, [rounded(group.w2, stores.dequantised) for group in self._groups]
+            ),
         )
         return rounded(self._biased(raw, [group.b2 for group in self._groups], stores), stores.per_expert)
 
@@ -179,11 +197,12 @@ class ExpertsReplay:
         self._weights, self._x = to_float64(weights), to_float64(inputs["hidden_states"])
         self._width = inputs["w2"].shape[1]
         self._tokens, self._slots, groups = _groups(self._ids, inputs)
-        self._experts = Experts("routed", groups, spec, noise)
+        static = tuple(float(inputs[name][0]) if name in inputs else None for name in ("a1_scale", "a2_scale"))
+        self._experts = Experts("routed", groups, spec, noise, (static[0], static[1]))
         self._weighted: tuple[Hashable, Float64] = (None, np.zeros(0))
 
     def value(self, stores: Numerics) -> Float64:
-        names = ("topk_weights", "before_bias", "gate_up", *ACTIVATION, "per_expert", "weighted")
+        names = ("topk_weights", "dequantised", "before_bias", "gate_up", *ACTIVATION, "per_expert", "weighted")
         key = (stores.a1_quant, stores.a2_quant, *_formats(stores, names))
         if self._weighted[0] != key:
             self._weighted = (key, self._terms(stores))
@@ -218,7 +237,7 @@ class LayerReplay:
         if case.spec.shared_experts != "none":
             w13, w2 = to_float64(inputs["shared_w13"]), to_float64(inputs["shared_w2"])
             all_tokens = Group(slice(0, len(self._x)), w13, w2, None, None)
-            self._shared = Experts("shared", [all_tokens], case.spec.experts, noise)
+            self._shared = Experts("shared", [all_tokens], case.spec.shared, noise)
         self._finished: Callable[..., Float64] = reference_modules()["moe_layer"].finished
 
     def value(self, stores: Numerics) -> Float64:
@@ -254,11 +273,11 @@ def rounded(values: Float64, name: str) -> Float64:
     return values if name == "fp32" else round_to(values, name)
 
 
-def _requantised(values: Float64, quantizer: Quantizer | None) -> Float64:
-    """Values as a quantiser leaves them; None keeps them. values: [P, K]."""
+def _requantised(values: Float64, quantizer: Quantizer | None, given: float | None) -> Float64:
+    """Values as a quantiser leaves them; None keeps them. values: [P, K]. given: the scale of a static one."""
     if quantizer is None:
         return values
-    value: Float64 = import_module(f"{REFERENCES}._quantize").quantized(values, quantizer).value
+    value: Float64 = import_module(f"{REFERENCES}._quantize").quantized(values, quantizer, given).value
     return value
 
 

@@ -10,6 +10,9 @@ from .errors import SpecError
 
 ScaleStorage = Literal["float32", "power_of_two", "input", "e8m0", "e4m3"]
 NVFP4_GROUP = 16
+# Arguments that only quantised weights come with: those with one row for each expert, and all.
+OF_WEIGHTS = tuple(f"{name}_{part}" for name in ("w13", "w2") for part in ("scale", "zeros", "global_scale"))
+QUANTISED = (*OF_WEIGHTS, "a1_scale", "a2_scale")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

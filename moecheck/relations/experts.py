@@ -6,6 +6,7 @@ import numpy as np
 
 from moecheck.cases import Case
 from moecheck.formats import AnyArray
+from moecheck.quantization import OF_WEIGHTS
 from moecheck.relations.premises import (
     declares_determinism,
     every_slot_has_an_expert,
@@ -19,7 +20,7 @@ from moecheck.relations.premises import (
 from moecheck.relations.relation import Call, Calls, Inputs, Pair, Trial, relation
 from moecheck.relations.rows import EVERY, like_the_case, same
 
-PER_EXPERT = ("w13", "w2", "w13_bias", "w2_bias", "correction_bias", "per_expert_scale")
+PER_EXPERT = ("w13", "w2", "w13_bias", "w2_bias", "correction_bias", "per_expert_scale", *OF_WEIGHTS)
 
 
 @relation(

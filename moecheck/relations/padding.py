@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from moecheck.cases import Case
-from moecheck.relations.premises import tokens
+from moecheck.relations.premises import plain_weights, tokens
 from moecheck.relations.relation import Call, Calls, Inputs, Pair, Subject, Trial, relation
 from moecheck.relations.rows import EVERY, like_the_case
 from moecheck.weight_layout import Sizes, WeightLayout, to_layout
@@ -24,7 +24,7 @@ def one_width(subject: Subject) -> str | None:
 @relation(
     "zeros behind the hidden and the intermediate columns change nothing, and stay zeros",
     ops=("fused_experts", "moe_layer"),
-    premises=(tokens(1), one_width),
+    premises=(tokens(1), one_width, plain_weights),
 )
 def padded_widths(case: Case, inputs: Inputs) -> Trial:
     """Weights, biases and hidden states filled up with zeros, as engines do for widths that a kernel does not take."""

@@ -43,9 +43,11 @@ def finite_inputs(subject: Subject) -> str | None:
 def experts_are_linear_in_up(subject: Subject) -> str | None:
     """W2 (act(g) u) is proportional to W_up: gated, neither clamped nor shifted, without biases."""
     spec = subject.case.spec.experts
+    if subject.case.op == "moe_layer" and subject.case.spec.shared_spec is not None:
+        return "has shared experts of another kind than the routed ones"
     if not spec.gated:
         return "has no up projection"
-    if spec.swiglu_limit is not None or spec.swiglu_beta != 0.0:
+    if spec.swiglu_limit is not None or spec.changes_up:
         return "clamps or shifts the up projection"
     return "has a bias beside the up projection" if spec.w13_bias or spec.w2_bias else None
 
@@ -86,6 +88,18 @@ def plain_experts(subject: Subject) -> str | None:
 def every_slot_has_an_expert(subject: Subject) -> str | None:
     """No id is -1."""
     return "has padding ids" if subject.case.load == "padding" else None
+
+
+def plain_weights(subject: Subject) -> str | None:
+    """Weights are numbers that can be changed one by one, not codes of blocks."""
+    return None if subject.case.spec.experts.quantization is None else "has quantised weights"
+
+
+def float_scales(subject: Subject) -> str | None:
+    """Weights, or the scales of their codes, are floats that may be multiplied, or be NaN."""
+    quantization = subject.case.spec.experts.quantization
+    exact = quantization is None or quantization.scale in ("float32", "power_of_two", "input")
+    return None if exact else "has scales that are codes"
 
 
 def has_spare_expert(subject: Subject) -> str | None:

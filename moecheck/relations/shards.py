@@ -11,7 +11,7 @@ from moecheck.cases import Case
 from moecheck.gate_up import rows_of_units
 from moecheck.placement import expert_map, experts_of_rank, physical_ids, replicas_of
 from moecheck.relations.experts import PER_EXPERT
-from moecheck.relations.premises import output_is_linear_in_experts, plain_experts, takes, tokens
+from moecheck.relations.premises import output_is_linear_in_experts, plain_experts, plain_weights, takes, tokens
 from moecheck.relations.relation import Call, Calls, Inputs, Pair, Premise, Subject, Trial, relation
 from moecheck.relations.rows import EVERY, like_the_case
 from moecheck.spec import ExpertSpec
@@ -52,7 +52,7 @@ def expert_shards(case: Case, inputs: Inputs) -> Trial:
 @relation(
     "experts' columns shared among ranks sum to the whole",
     ops=("fused_experts", "moe_layer"),
-    premises=(divisible, output_is_linear_in_experts, tokens(1)),
+    premises=(divisible, plain_weights, output_is_linear_in_experts, tokens(1)),
 )
 def tensor_shards(case: Case, inputs: Inputs) -> Trial:
     """Each of two ranks has half of the units of every expert, shared ones too; only the first adds the second bias."""

@@ -12,6 +12,7 @@ from moecheck.formats import AnyArray
 from moecheck.relations.premises import (
     declares_determinism,
     finite_inputs,
+    float_scales,
     has_spare_expert,
     no_biases,
     plain_experts,
@@ -22,6 +23,7 @@ from moecheck.relations.rows import DATA, EVERY, count_rows, take_rows
 
 PADDING = 5
 EXPERT_ARRAYS = ("w13", "w2", "w13_bias", "w2_bias")
+EXPERT_SCALES = ("w13_scale", "w2_scale")  # in the place of weights that are codes
 
 
 @relation(
@@ -97,7 +99,7 @@ def padding_rows(case: Case, inputs: Inputs) -> Trial:
 @relation(
     "an expert that no token chose may hold any weights",
     ops=("fused_experts",),
-    premises=(plain_experts, has_spare_expert),
+    premises=(plain_experts, has_spare_expert, float_scales),
     exact=declares_determinism,
     keeps_shapes=True,
 )
@@ -113,7 +115,7 @@ def unused_experts(case: Case, inputs: Inputs) -> Trial:
 @relation(
     "an expert that no token chose may hold NaN",
     ops=("fused_experts",),
-    premises=(plain_experts, has_spare_expert),
+    premises=(plain_experts, has_spare_expert, float_scales),
     keeps_shapes=True,
     capability="nan_weights_isolation",
     bitwise=True,
@@ -136,7 +138,8 @@ def _with_unused_expert(case: Case, inputs: Inputs, poison: Callable[[AnyArray, 
     unused = case.num_experts - 1
     plain = {**inputs, "topk_ids": _without_expert(inputs["topk_ids"], unused, case.num_experts)}
     poisoned = dict(plain)
-    for name in EXPERT_ARRAYS:
+    names = (*EXPERT_SCALES, "w13_bias", "w2_bias") if "w13_scale" in inputs else EXPERT_ARRAYS
+    for name in names:
         if name in inputs:
             poisoned[name] = inputs[name].copy()
             poisoned[name][unused] = poison(inputs[name], unused)

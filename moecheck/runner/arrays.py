@@ -102,6 +102,8 @@ def _to_torch(array: AnyArray, device: str) -> Any:
 
     if array.dtype == ml_dtypes.bfloat16:
         tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    elif array.dtype.name.startswith("float8"):  # 8-bit formats have the same names there
+        tensor = torch.from_numpy(array.view(np.uint8)).view(getattr(torch, array.dtype.name))
     else:
         tensor = torch.from_numpy(array)
     if device == "cpu":

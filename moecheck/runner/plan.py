@@ -8,6 +8,7 @@ from moecheck.cases import Case
 from moecheck.kernel import Declaration
 from moecheck.ops import OPS
 from moecheck.oracle import spec_part
+from moecheck.quantization import QUANTISED
 from moecheck.runner.target import Target
 from moecheck.spec import MoESpec
 
@@ -56,6 +57,10 @@ def array_arguments(case: Case) -> set[str]:
     optional = {
         "correction_bias": routing.correction_bias != "none",
         "per_expert_scale": routing.per_expert_scale,
+        "token_ids": routing.selection == "hash",
+        "tid2eid": routing.selection == "hash",
+        "latent_down": case.spec.latent_experts,
+        "latent_up": case.spec.latent_experts,
         "expert_map": case.num_local_experts is not None and case.op != "moe_layer",
         "hidden_scale": case.hidden_scale,
         "bias": experts.w13_bias,
@@ -65,5 +70,7 @@ def array_arguments(case: Case) -> set[str]:
         "shared_w2": case.spec.shared_experts != "none",
         "shared_gate": case.spec.shared_experts == "gated",
     }
+    scheme = experts.quantization
+    optional |= {name: scheme is not None and name in scheme.arguments for name in QUANTISED}
     arrays = {arg.name for arg in OPS[case.op].args if arg.kind != "int"}
     return {name for name in arrays if optional.get(name, True)}
