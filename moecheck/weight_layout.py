@@ -8,10 +8,13 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
+from .elements import ELEMENTS
 from .errors import Unsupported, UsageError, check_known
 from .formats import AnyArray
 from .gate_up import gate_up_rows
 from .spec import ExpertSpec, GateUpLayout, MoESpec
+
+E8M0_OF_ONE = 127.0  # the code of the scale 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,7 @@ class Sizes(NamedTuple):
     shared: int = 0
 
 
-# What each axis of an array counts, from the last ones: U rows of gate and up, I units, H columns, "" something else.
+# What each axis of an array counts, from the last ones: U rows of gate and up, I units, H columns, another letter none.
 _AXES = {
     "hidden_states": "H",
     "shared_gate": "H",
@@ -73,53 +76,48 @@ _AXES = {
     "w2_bias": "H",
     "w13_scale": "UH",
     "w2_scale": "HI",
+    "w13_zeros": "UH",
+    "w2_zeros": "HI",
     "shared_w13": "UH",
     "shared_w2": "HI",
-    "w": "  ",
+    "w": "nk",
 }
 
 
-def to_layout(
-    inputs: Mapping[str, Any],
-    layout: WeightLayout,
-    *,
-    spec: MoESpec,
-    sizes: Sizes,
-    scale_block: tuple[int, int] = (1, 1),
-) -> dict[str, Any]:
+def to_layout(inputs: Mapping[str, Any], layout: WeightLayout, *, spec: MoESpec, sizes: Sizes) -> dict[str, Any]:
     """An op's inputs with weights, biases and scales rearranged and padded, and hidden states padded; others as given.
 
     inputs: by the names of moecheck.ops, NumPy arrays of any dtype, weights in the plain layout with the spec's order
-    of gate and up. Codes may be packed along the last axis. scale_block: rows and columns of a matrix that share a
-    scale; where an order alternates rows, the scales of several rows alternate one by one.
-    Raises Unsupported for what has no such arrangement: a scale that gate and up share, or padding of a latent width.
+    of gate and up, and with codes and scales as the spec's quantization has them. Where an order alternates rows, the
+    scales of blocks of rows alternate one by one. Padded codes stand for 0.
+    Raises Unsupported for what has no such arrangement: a scale that gate and up share, swizzled scales, padding of
+    weights with zero points, or of a hidden size beside latent experts.
     """
     _check(layout, spec)
     return {
-        name: _Arranged(name, layout, spec, sizes, scale_block).there(value) if name in _AXES else value
+        name: _Arranged(name, layout, spec, sizes).there(value) if name in _AXES else value
         for name, value in inputs.items()
     }
 
 
-def from_layout(
-    inputs: Mapping[str, Any],
-    layout: WeightLayout,
-    *,
-    spec: MoESpec,
-    sizes: Sizes,
-    scale_block: tuple[int, int] = (1, 1),
-) -> dict[str, Any]:
+def from_layout(inputs: Mapping[str, Any], layout: WeightLayout, *, spec: MoESpec, sizes: Sizes) -> dict[str, Any]:
     """The inverse of `to_layout`: the plain layout with the spec's order of gate and up, without padding."""
     _check(layout, spec)
     return {
-        name: _Arranged(name, layout, spec, sizes, scale_block).back(value) if name in _AXES else value
+        name: _Arranged(name, layout, spec, sizes).back(value) if name in _AXES else value
         for name, value in inputs.items()
     }
 
 
 def _check(layout: WeightLayout, spec: MoESpec) -> None:
+    pads = layout.hidden_multiple > 1 or layout.intermediate_multiple > 1
     if layout.hidden_multiple > 1 and spec.latent_experts:
         raise Unsupported("a padded hidden size is not defined for latent experts")
+    quantization = spec.experts.quantization
+    if quantization is not None and quantization.zero_points and pads:
+        raise Unsupported("padding is not defined for weights with zero points")
+    if quantization is not None and quantization.swizzled and layout != WeightLayout():
+        raise Unsupported("swizzled scales are not rearranged")
 
 
 class _Arranged(NamedTuple):
@@ -129,32 +127,19 @@ class _Arranged(NamedTuple):
     layout: WeightLayout
     given: MoESpec
     sizes: Sizes
-    scale_block: tuple[int, int]
-
-    @property
-    def spec(self) -> ExpertSpec:
-        return self.given.shared if self.name.startswith("shared_") else self.given.experts
-
-    @property
-    def stacks(self) -> bool:
-        return self.layout.stacked and self.spec.gated and "U" in _AXES[self.name]
-
-    @property
-    def transposes(self) -> bool:
-        return self.layout.transposed and len(_AXES[self.name]) == 2
 
     def there(self, array: AnyArray) -> AnyArray:
         for place in range(len(_AXES[self.name])):
             array = self._along(array, place, back=False)
-        if self.stacks:
+        if self._stacks:
             axis = array.ndim - len(_AXES[self.name])
             array = array.reshape(*array.shape[:axis], 2, -1, *array.shape[axis + 1 :])
-        return np.ascontiguousarray(array.swapaxes(-1, -2)) if self.transposes else array
+        return np.ascontiguousarray(array.swapaxes(-1, -2)) if self._transposes else array
 
     def back(self, array: AnyArray) -> AnyArray:
-        if self.transposes:
+        if self._transposes:
             array = np.ascontiguousarray(array.swapaxes(-1, -2))
-        if self.stacks:
+        if self._stacks:
             axis = array.ndim - len(_AXES[self.name]) - 1
             array = array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
         for place in range(len(_AXES[self.name])):
@@ -162,29 +147,28 @@ class _Arranged(NamedTuple):
         return array
 
     def _along(self, array: AnyArray, place: int, *, back: bool) -> AnyArray:
-        """The array rearranged along one of its axes."""
+        """The array rearranged and resized along one of its axes."""
         kind, axis = _AXES[self.name][place], array.ndim - len(_AXES[self.name]) + place
-        if kind == "U" and self.spec.gated:
-            return self._gate_up(array, axis, back=back)
-        multiple = self.layout.hidden_multiple if kind == "H" else self.layout.intermediate_multiple
-        if kind == " " or multiple == 1:
+        block = self._block(place)
+        if block == 0 or kind not in "UIH":  # one scale for all of it
             return array
         size = self.sizes.hidden if kind == "H" else self._width
-        plain, padded = self._entries(array, axis, size, _up_to(size, multiple), back=back)
+        multiple = self.layout.hidden_multiple if kind == "H" else self.layout.intermediate_multiple
+        plain, padded = -(-size // block), -(-_up_to(size, multiple) // block)
+        if kind == "U" and self._spec.gated:
+            return self._gate_up(array, axis, block, plain, padded, back=back)
+        self._check_entries(array, axis, padded if back else plain)
         return _resized(array, axis, plain if back else padded, self._fill)
 
-    def _gate_up(self, array: AnyArray, axis: int, *, back: bool) -> AnyArray:
-        here = self.spec.gate_up_layout
+    def _gate_up(self, array: AnyArray, axis: int, block: int, plain: int, padded: int, *, back: bool) -> AnyArray:
+        """Along rows of gate and up. plain, padded: entries of each half; block: rows that one entry stands for."""
+        here = self._spec.gate_up_layout
         there = self.layout.gate_up or here
-        if there == here and self.layout.intermediate_multiple == 1:
+        if there == here and plain == padded:
             return array
-        width = self._width
-        block = self.scale_block[0] if self.name.endswith("_scale") else 1
-        if block > 1 and (width % block or here not in ("halves", "up_first")):
+        if block > 1 and (self._width % block or here not in ("halves", "up_first")):
             raise Unsupported(f"gate and up share scales of {block} rows")
-        plain, padded = (-(-size // block) for size in (width, _up_to(width, self.layout.intermediate_multiple)))
-        if array.shape[axis] != 2 * (padded if back else plain):
-            raise UsageError(f"{self.name} has {array.shape[axis]} rows, expected {2 * (padded if back else plain)}.")
+        self._check_entries(array, axis, 2 * (padded if back else plain))
         if block > 1 and there == "interleaved_8":
             there = "interleaved"
         ends = [(here, plain), (there, padded)]
@@ -192,29 +176,57 @@ class _Arranged(NamedTuple):
         halves = [
             _resized(array.take(rows, axis=axis), axis, wanted, self._fill) for rows in gate_up_rows(source, length)
         ]
-        both = np.concatenate(halves, axis=axis)
         order = np.argsort(np.concatenate(gate_up_rows(target, wanted)))
-        return both.take(order, axis=axis)
+        return np.concatenate(halves, axis=axis).take(order, axis=axis)
+
+    def _check_entries(self, array: AnyArray, axis: int, wanted: int) -> None:
+        if array.shape[axis] != wanted:
+            raise UsageError(f"{self.name} has {array.shape[axis]} entries along axis {axis}, expected {wanted}.")
+
+    def _block(self, place: int) -> int:
+        """Rows or columns that one entry along an axis stands for, 0 for all of them."""
+        quantization = self._spec.quantization
+        if self._scales:
+            if quantization is None:
+                raise UsageError(f"{self.name} is given, and the spec's weights are not quantised.")
+            return (quantization.rows, quantization.columns)[place]
+        return 2 if self._codes and quantization is not None and quantization.packed and place == 1 else 1
+
+    @property
+    def _fill(self) -> float:
+        """What stands behind the end: the code of 0, or what scales are filled with."""
+        quantization = self._spec.quantization
+        if quantization is None:
+            return 0.0
+        if self._scales:
+            as_codes = quantization.scale == "e8m0" and self.layout.scale_padding == 1.0
+            return E8M0_OF_ONE if as_codes else self.layout.scale_padding
+        zero = (ELEMENTS[quantization.weights].offset or 0) if self._codes else 0
+        return float(zero * 17 if quantization.packed else zero)  # 17: in both halves of a byte
+
+    @property
+    def _spec(self) -> ExpertSpec:
+        return self.given.shared if self.name.startswith("shared_") else self.given.experts
 
     @property
     def _width(self) -> int:
         return self.sizes.shared if self.name.startswith("shared_") else self.sizes.intermediate
 
     @property
-    def _fill(self) -> float:
-        return self.layout.scale_padding if self.name.endswith("_scale") else 0.0
+    def _scales(self) -> bool:
+        return self.name.endswith(("_scale", "_zeros"))
 
-    def _entries(self, array: AnyArray, axis: int, plain: int, padded: int, *, back: bool) -> tuple[int, int]:
-        """Entries along an axis before and after padding: scales and packed codes stand for several elements each."""
-        if self.name.endswith("_scale"):
-            block = self.scale_block[axis - (array.ndim - 2)]
-        else:
-            whole = padded if back else plain
-            block = max(1, whole // max(array.shape[axis], 1))
-        counts = -(-plain // block), -(-padded // block)
-        if array.shape[axis] != counts[back]:
-            raise UsageError(f"{self.name} has {array.shape[axis]} entries along axis {axis}, expected {counts[back]}.")
-        return counts
+    @property
+    def _codes(self) -> bool:
+        return self.name in ("w13", "w2")
+
+    @property
+    def _stacks(self) -> bool:
+        return self.layout.stacked and self._spec.gated and "U" in _AXES[self.name] and self._block(0) != 0
+
+    @property
+    def _transposes(self) -> bool:
+        return self.layout.transposed and len(_AXES[self.name]) == 2
 
 
 def _up_to(size: int, multiple: int) -> int:

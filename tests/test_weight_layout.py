@@ -10,15 +10,22 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from moecheck.cases import Case
 from moecheck.errors import MoecheckError, Unsupported, UsageError
 from moecheck.formats import AnyArray, store
 from moecheck.gate_up import gate_up_rows, rows_of_units
+from moecheck.quantization import SCHEMES, Quantization
+from moecheck.quantized_inputs import dequantised
 from moecheck.references.fused_experts import fused_experts
 from moecheck.spec import SWIGLUOAI, ExpertSpec, MoESpec
 from moecheck.weight_layout import Sizes, WeightLayout, from_layout, to_layout
 
 ORDERS = ("halves", "up_first", "interleaved", "interleaved_8")
 PLAIN = MoESpec()
+BLOCKS, ZEROS, SWIZZLED = (
+    MoESpec(experts=ExpertSpec(quantization=SCHEMES[name]))
+    for name in ("fp8-block", "int4-group64-zeros", "nvfp4-swizzled")
+)
 SIZES = Sizes(hidden=24, intermediate=20, shared=12)
 LAYOUTS = (
     [
@@ -170,47 +177,90 @@ def test_the_mathematics_is_the_same(layout: WeightLayout, spec: ExpertSpec) -> 
     assert (error <= terms).all()
 
 
+def quantised(**fields: Any) -> MoESpec:
+    return MoESpec(experts=ExpertSpec(quantization=Quantization(**fields)))
+
+
+def there_and_back(name: str, array: AnyArray, layout: WeightLayout, spec: MoESpec, sizes: Sizes) -> AnyArray:
+    """The array so arranged, after a check that it comes back bit for bit."""
+    there = to_layout({name: array}, layout, spec=spec, sizes=sizes)[name]
+    back = from_layout({name: there}, layout, spec=spec, sizes=sizes)[name]
+    assert (back.dtype, back.shape, back.tobytes()) == (array.dtype, array.shape, array.tobytes())
+    return np.asarray(there)
+
+
 def test_scales_of_rows_move_with_their_rows() -> None:
     scale = np.arange(3 * 40 * 2, dtype=np.float32).reshape(3, 40, 2)
     layout = WeightLayout(gate_up="interleaved", transposed=True, intermediate_multiple=16, hidden_multiple=32)
-    there = to_layout({"w13_scale": scale}, layout, spec=PLAIN, sizes=SIZES, scale_block=(1, 16))["w13_scale"]
+    there = there_and_back("w13_scale", scale, layout, quantised(rows=1, columns=16), SIZES)
     assert there.shape == (3, 2, 64)
     assert np.array_equal(there[:, :, 0:40:2], scale[:, :20].swapaxes(1, 2))
     assert (there[:, :, 40:] == 1.0).all()
-    back = from_layout({"w13_scale": there}, layout, spec=PLAIN, sizes=SIZES, scale_block=(1, 16))["w13_scale"]
-    assert np.array_equal(back, scale)
 
 
 @pytest.mark.parametrize("order", ["interleaved", "interleaved_8"])
 def test_scales_of_blocks_alternate_one_by_one(order: str) -> None:
     """Weights alternate by one or by eight rows, and the scales of 128 rows each by one."""
-    sizes = Sizes(hidden=256, intermediate=384)
     scale = np.arange(6 * 2, dtype=np.float32).reshape(1, 6, 2)
     layout = WeightLayout(gate_up=order)  # type: ignore[arg-type]  # of ORDERS
-    there = to_layout({"w13_scale": scale}, layout, spec=PLAIN, sizes=sizes, scale_block=(128, 128))["w13_scale"]
+    there = there_and_back("w13_scale", scale, layout, quantised(rows=128, columns=128), Sizes(256, 384))
     assert there[0, :, 0].tolist() == [0, 6, 2, 8, 4, 10]
-    back = from_layout({"w13_scale": there}, layout, spec=PLAIN, sizes=sizes, scale_block=(128, 128))["w13_scale"]
-    assert np.array_equal(back, scale)
 
 
-def test_padded_scales_of_blocks() -> None:
-    """2880 to 3072 columns in groups of 32 are 90 to 96 scales; the new ones are what is asked for."""
-    sizes = Sizes(hidden=2880, intermediate=32)
-    layout = WeightLayout(hidden_multiple=256, scale_padding=0.0)
-    scale = np.ones((2, 64, 90), np.float32)
-    there = to_layout({"w13_scale": scale}, layout, spec=PLAIN, sizes=sizes, scale_block=(1, 32))["w13_scale"]
-    assert there.shape == (2, 64, 96)
-    assert there.sum() == scale.sum()
+@pytest.mark.parametrize(("padding", "code"), [(1.0, 127), (0.0, 0)])
+def test_padded_scales_of_blocks(padding: float, code: int) -> None:
+    """2880 to 3072 columns in groups of 32 are 90 to 96 scales; the new ones are 1 or 0, as codes too."""
+    layout = WeightLayout(hidden_multiple=256, scale_padding=padding)
+    for spec, dtype, wanted in (
+        (quantised(rows=1, columns=32), np.float32, padding),
+        (quantised(rows=1, columns=32, scale="e8m0"), np.uint8, code),
+    ):
+        there = there_and_back("w13_scale", np.full((2, 64, 90), 9, dtype), layout, spec, Sizes(2880, 32))
+        assert there.shape == (2, 64, 96)
+        assert (there[:, :, 90:] == wanted).all()
+        assert (there[:, :, :90] == 9).all()
 
 
-def test_packed_codes_are_padded_by_bytes() -> None:
-    """Two 4-bit codes to a byte."""
-    sizes = Sizes(hidden=48, intermediate=32)
-    packed = np.arange(2 * 64 * 24, dtype=np.uint32).astype(np.uint8).reshape(2, 64, 24)
-    layout = WeightLayout(hidden_multiple=64)
-    there = to_layout({"w13": packed}, layout, spec=PLAIN, sizes=sizes)["w13"]
-    assert there.shape == (2, 64, 32)
-    assert np.array_equal(from_layout({"w13": there}, layout, spec=PLAIN, sizes=sizes)["w13"], packed)
+@pytest.mark.parametrize(("scheme", "zero"), [("mxfp4", 0x00), ("int4-group32", 0x88), ("int8-group128", 128)])
+def test_padded_codes_stand_for_zero(scheme: str, zero: int) -> None:
+    """Two 4-bit codes to a byte; an int4 is stored plus 8, an int8 plus 128."""
+    spec = MoESpec(experts=ExpertSpec(quantization=SCHEMES[scheme]))
+    width = 24 if SCHEMES[scheme].packed else 48
+    codes = np.arange(2 * 64 * width, dtype=np.uint32).astype(np.uint8).reshape(2, 64, width)
+    layout = WeightLayout(hidden_multiple=64, intermediate_multiple=40)
+    there = there_and_back("w13", codes, layout, spec, Sizes(48, 32))
+    assert there.shape == (2, 80, width * 64 // 48)
+    assert (there[:, :, width:] == zero).all()
+    assert (there[:, 32:40] == zero).all()
+
+
+def test_one_scale_for_all_rows_stays() -> None:
+    scale = np.arange(3, dtype=np.float32).reshape(3, 1, 1)
+    layout = WeightLayout(gate_up="up_first", stacked=True, intermediate_multiple=16)
+    assert np.array_equal(there_and_back("w13_scale", scale, layout, quantised(), SIZES), scale)
+
+
+@pytest.mark.parametrize("scheme", [name for name, one in SCHEMES.items() if not one.swizzled and not one.zero_points])
+def test_a_quantised_layer_means_the_same(scheme: str) -> None:
+    """The drawn codes and scales of a case, rearranged, dequantised by the reference, and rearranged back."""
+    spec = MoESpec(experts=ExpertSpec(quantization=SCHEMES[scheme]))
+    case = Case(op="fused_experts", spec=spec, num_tokens=2, num_experts=2, hidden_size=256, intermediate_size=128)
+    sizes = Sizes(256, 128)
+    given = case.inputs()
+    layout = WeightLayout(gate_up="up_first", hidden_multiple=384, intermediate_multiple=256)
+    there = to_layout(given, layout, spec=spec, sizes=sizes)
+    changed = replace(case, spec=layout.spec(spec), hidden_size=384, intermediate_size=256)
+    plain = dequantised(case, given)
+    values = dequantised(changed, there)
+    back = from_layout(
+        {name: values[name] for name in ("w13", "w2")},
+        layout,
+        spec=MoESpec(),
+        sizes=sizes,
+    )
+    assert not values["w13"][:, :, 256:].any()
+    for name in ("w13", "w2"):
+        assert np.array_equal(back[name], plain[name])
 
 
 def test_other_inputs_are_left_alone() -> None:
@@ -244,19 +294,20 @@ def test_a_bad_layout_is_refused(fields: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "block", "message"),
+    ("name", "shape", "spec", "message"),
     [
-        pytest.param("w13_scale", (1, 2, 1), (128, 128), "gate and up share scales of 128 rows", id="shared scales"),
-        pytest.param("w13", (3, 42, 24), (1, 1), "w13 has 42 rows, expected 40", id="another number of rows"),
-        pytest.param("w2", (3, 7, 20), (1, 1), "w2 has 7 entries along axis 1, expected 8", id="uneven packing"),
+        pytest.param("w13_scale", (1, 1, 1), BLOCKS, "gate and up share scales of 128 rows", id="shared scales"),
+        pytest.param("w13_scale", (1, 1, 1), PLAIN, "weights are not quantised", id="scales of nothing"),
+        pytest.param("w13", (3, 42, 24), PLAIN, "w13 has 42 entries along axis 1, expected 40", id="other rows"),
+        pytest.param("w2", (3, 7, 20), PLAIN, "w2 has 7 entries along axis 1, expected 24", id="other columns"),
+        pytest.param("w2", (3, 24, 10), ZEROS, "zero points", id="padding of what 0 does not stand for"),
+        pytest.param("w2", (3, 24, 10), SWIZZLED, "swizzled", id="scales in tiles"),
     ],
 )
-def test_what_cannot_be_arranged_is_refused(
-    name: str, shape: tuple[int, ...], block: tuple[int, int], message: str
-) -> None:
+def test_what_cannot_be_arranged_is_refused(name: str, shape: tuple[int, ...], spec: MoESpec, message: str) -> None:
     layout = WeightLayout(gate_up="up_first", hidden_multiple=32)
     with pytest.raises(MoecheckError, match=message):
-        to_layout({name: np.zeros(shape)}, layout, spec=PLAIN, sizes=SIZES, scale_block=block)
+        to_layout({name: np.zeros(shape)}, layout, spec=spec, sizes=SIZES)
 
 
 def test_latent_experts_are_not_padded() -> None:
