@@ -5,6 +5,7 @@ from __future__ import annotations
 from .errors import CaseError, HarnessError, MoecheckError, SpecError, Unsupported, UsageError
 from .kernel import kernel
 from .numerics import Numerics
+from .quantization import Quantization
 from .quantizer import Quantizer
 from .spec import ExpertSpec, MoESpec, RoutingSpec
 from .weight_layout import WeightLayout
@@ -16,6 +17,7 @@ __all__ = [
     "MoESpec",
     "MoecheckError",
     "Numerics",
+    "Quantization",
     "Quantizer",
     "RoutingSpec",
     "SpecError",

@@ -9,6 +9,8 @@ from .cases import Case
 from .curated_rows import BY_OP, COMMON, TOP2
 from .errors import check_known
 from .models import MODELS, model_case
+from .quantised_cases import quantised_cases
+from .quantization import Quantization
 from .spec import MoESpec
 from .strategies import draw_cases, moe_cases
 
@@ -16,7 +18,7 @@ DRAWN = {"quick": 2, "default": 12, "nightly": 100}
 DRAWN_HEAVY = {"quick": 2, "default": 6, "nightly": 100}
 PROFILES = tuple(DRAWN)
 # Ops whose cases hold experts' weights; a case of another op costs a fifth or a tenth, so more of them are drawn.
-HEAVY_OPS = ("fused_experts", "moe_layer", "grouped_gemm")
+HEAVY_OPS = ("fused_experts", "expert_outputs", "batched_experts", "moe_layer", "grouped_gemm")
 CHEAPER = {"act_and_mul": 4, "unpermute": 4}
 CHEAPEST = 8
 # Distinct shapes for kernels that are compiled anew for each (seconds a time).
@@ -47,14 +49,22 @@ def cases_for(
     examples: int | None = None,
     specs: tuple[MoESpec, ...] = (),
     dtypes: tuple[str, ...] = DTYPES,
+    quantizations: tuple[Quantization, ...] = (),
+    plain_weights: bool = True,
 ) -> list[Case]:
     """The cases of one op: curated ones, models' layers and drawn ones.
 
     small: for kernels under an interpreter. model: only this model's layer. examples: number of drawn cases, the
     profile's when None. specs: the only semantics wanted. dtypes: the only formats wanted; a named case of another
-    format is run in the first of these. Raises UsageError for an unknown profile or model.
+    format is run in the first of these. quantizations: schemes of which there are cases, too; plain_weights: whether
+    there are cases without. Raises UsageError for an unknown profile or model.
     """
     check_known("profile", profile, PROFILES)
+    quantised = quantised_cases(
+        quantizations, profile=profile, seed=seed, dtypes=dtypes, small=small, examples=examples
+    )
+    if not plain_weights:
+        return quantised
     cases = _curated(op, seed)
     if model is not None:
         check_known("model", model, MODELS)
@@ -77,6 +87,7 @@ def cases_for(
     if specs:
         drawn = [case for i, d in enumerate(drawn) if (case := _under(d, specs[i % len(specs)], own=False)) is not None]
     cases += [case if case.dtype in dtypes else replace(case, dtype=dtypes[0]) for case in drawn]
+    cases += quantised
     distinct: dict[str, Case] = {}
     for case in cases:
         distinct.setdefault(case.digest, case)
@@ -118,6 +129,7 @@ def _under(case: Case, spec: MoESpec, *, own: bool = True) -> Case | None:
         spec=spec,
         num_experts=experts,
         shared_intermediate_size=shared if spec.shared_experts != "none" else 0,
+        latent_size=(case.latent_size or case.intermediate_size) if spec.latent_experts else 0,
         stratum="random" if case.stratum == "integer" else case.stratum,
     )
 
@@ -138,6 +150,7 @@ def _small(case: Case) -> Case:
         hidden_size=_narrow(case.hidden_size, 64),
         intermediate_size=_narrow(case.intermediate_size, 32),
         shared_intermediate_size=_narrow(case.shared_intermediate_size, 32),
+        latent_size=_narrow(case.latent_size, 32),
     )
 
 

@@ -52,6 +52,9 @@ def identification_cases(declaration: Declaration) -> tuple[Case, ...]:
         return ()
     dtypes = [dtype for dtype in FIRST_DTYPES if dtype in declaration.dtypes]
     specs = declaration.specs or _specs(declaration)
+    if declaration.quantizations:
+        scheme = declaration.quantizations[0]
+        specs = tuple(replace(spec, experts=replace(spec.experts, quantization=scheme)) for spec in specs)
     drawn = [(spec, dtype, 0) for spec in specs[:1] for dtype in dtypes]
     if len(drawn) == 1:
         drawn.append((specs[0], dtypes[0], 1))
@@ -151,6 +154,7 @@ def _case(op: str, spec: MoESpec, dtype: str, seed: int) -> Case:
         hidden_size=192,
         intermediate_size=192,  # more than a group of 128 that shares a scale
         shared_intermediate_size=0 if spec.shared_experts == "none" else 128,
+        latent_size=64 if op == "moe_layer" and spec.latent_experts else 0,
         dtype=dtype,
         seed=seed,
         name="contract",

@@ -20,6 +20,7 @@ PUBLIC = [
     "MoESpec",
     "MoecheckError",
     "Numerics",
+    "Quantization",
     "Quantizer",
     "RoutingSpec",
     "SpecError",

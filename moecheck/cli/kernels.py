@@ -224,6 +224,8 @@ def _plans(discovery: Discovery, options: Options) -> list[Plan]:
             examples=options.examples,
             specs=kernel.declaration.specs,
             dtypes=kernel.declaration.dtypes if options.dtype is None else (options.dtype,),
+            quantizations=kernel.declaration.quantizations,
+            plain_weights="w13_scale" not in kernel.declaration.required,
         )
         left: list[Case] = []
         if kernel.declaration.backend in COMPILED:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moecheck.cases import Case
 from moecheck.kernel import Declaration
@@ -38,6 +38,9 @@ def lacking(declaration: Declaration, case: Case) -> str | None:
     """Why the kernel cannot be given the case, or None."""
     if case.dtype not in declaration.dtypes:
         return f"declares no {case.dtype}"
+    scheme = case.spec.experts.quantization
+    if scheme is not None and declaration.quantizations and scheme not in declaration.quantizations:
+        return f"takes no {scheme.words()}"
     arrays = array_arguments(case)
     missing = sorted(arrays - set(declaration.arguments))
     if missing:
@@ -46,7 +49,8 @@ def lacking(declaration: Declaration, case: Case) -> str | None:
     absent = sorted(set(declaration.required) - arrays - integers - {"spec", "out"})
     if absent:
         return f"needs {', '.join(absent)}"
-    if "spec" not in declaration.arguments and spec_part(case.op, case.spec) != spec_part(case.op, MoESpec()):
+    plain = replace(case.spec, experts=replace(case.spec.experts, quantization=None))
+    if "spec" not in declaration.arguments and spec_part(case.op, plain) != spec_part(case.op, MoESpec()):
         return "takes no spec, and the case's is not the default one"
     return None
 
