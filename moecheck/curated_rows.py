@@ -375,6 +375,7 @@ BY_OP: dict[str, list[Row]] = {
         *_MANY,
         ("large-blocks", "most of a block is padding", {"block_size": 128, "num_experts": 64}),
     ],
+    "expert_counts": [*_LOADED, *_MAPPED, *_MANY],
     "permute": [
         *_LOADED,
         *_MAPPED,
@@ -417,6 +418,7 @@ BY_OP: dict[str, list[Row]] = {
         ),
         ("many-slots", "eight experts per token", {"spec": _experts(ExpertSpec(), 8), "num_experts": 32}),
     ],
+    "batched_experts": [_LOADED[0], _LOADED[3], _VALUES[0], _ACTIVATIONS[2]],
     "expert_outputs": [*_LOADED[:1], *_LOADED[3:], *_MAPPED[:2], *_VALUES[:2], *_ACTIVATIONS[2:3]],
     "moe_layer": [
         *_ROUTING[2:4],

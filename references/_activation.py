@@ -42,6 +42,23 @@ def activation(g: Float64, spec: ExpertSpec, *, sigmoid_format: str = "fp32") ->
     return value
 
 
+def tanh_limited(u: Float64, beta: float) -> Float64:
+    """beta tanh(u / beta), elementwise in float64: what situ makes of u where it has a second beta (Kimi-K3)."""
+    value: Float64 = beta * np.tanh(u / beta)
+    return value
+
+
+def tanh_limited_estimate(u: Estimate, beta: float) -> Estimate:
+    """The estimate of beta tanh(u / beta): slope 1 - tanh^2; the quotient, tanh and the product each rounded in fp32."""
+    value = tanh_limited(u.value, beta)
+    slope = 1.0 - np.square(value / beta)
+    scaled = u.scaled(slope)
+    argument = np.square(slope) * _exact_square(u.value) / 12.0
+    last_place = _exact_square(value)
+    evaluation = last_place * _FUNCTION_ULPS**2 + argument + last_place / 12.0
+    return scaled._replace(value=value, dense=scaled.dense + evaluation)
+
+
 class Terms(NamedTuple):
     """act(g), its derivative, and the variance of act(g) as a kernel computes it in fp32 from an exact g."""
 

@@ -20,6 +20,7 @@ from moecheck.relations.premises import (
 from moecheck.relations.relation import Call, Calls, Inputs, Pair, Trial, relation
 from moecheck.relations.rows import EVERY, like_the_case, same
 
+ID_OPS = ("fused_experts", "permute", "align_block_size", "problem_sizes", "expert_counts")
 PER_EXPERT = ("w13", "w2", "w13_bias", "w2_bias", "correction_bias", "per_expert_scale", *OF_WEIGHTS)
 
 
@@ -88,7 +89,7 @@ def zero_weight_slot(case: Case, inputs: Inputs) -> Trial:
 
 @relation(
     "ids of 64 bits mean what those of 32 do",
-    ops=("fused_experts", "permute", "align_block_size", "problem_sizes"),
+    ops=ID_OPS,
     exact=declares_determinism,
     keeps_shapes=True,
     optional=True,
@@ -101,7 +102,7 @@ def wide_ids(case: Case, inputs: Inputs) -> Trial:
 
 @relation(
     "unsigned ids mean what signed ones do",
-    ops=("fused_experts", "permute", "align_block_size", "problem_sizes"),
+    ops=ID_OPS,
     premises=(every_slot_has_an_expert,),
     exact=declares_determinism,
     keeps_shapes=True,

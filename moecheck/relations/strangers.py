@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from moecheck.cases import Case
+from moecheck.checks.judge import held_rows
 from moecheck.formats import AnyArray
 from moecheck.relations.premises import (
     declares_determinism,
@@ -22,6 +23,7 @@ from moecheck.relations.relation import Call, Calls, Inputs, Pair, Trial, relati
 from moecheck.relations.rows import DATA, EVERY, count_rows, take_rows
 
 PADDING = 5
+GARBAGE = 2.0**12
 EXPERT_ARRAYS = ("w13", "w2", "w13_bias", "w2_bias")
 EXPERT_SCALES = ("w13_scale", "w2_scale")  # in the place of weights that are codes
 
@@ -132,6 +134,24 @@ def unused_experts_of_nan(case: Case, inputs: Inputs) -> Trial:
         return (replace(pair, allowed=lambda: np.full(pair.got.shape, np.inf)),)
 
     return replace(trial, pairs=pairs)
+
+
+@relation(
+    "what lies behind an expert's rows changes none of them",
+    ops=("batched_experts",),
+    premises=(tokens(1),),
+    exact=declares_determinism,
+    keeps_shapes=True,
+)
+def rows_beyond_counts(case: Case, inputs: Inputs) -> Trial:
+    """Large numbers there instead of the NaN of the case, which a maximum may pass over."""
+    held = held_rows(inputs)
+    data = inputs["hidden_states"].copy()
+    data[~held.reshape(data.shape[:2])] = GARBAGE
+    return Trial(
+        calls=(Call(case=case, inputs={**inputs, "hidden_states": data}),),
+        pairs=lambda calls: (_undisturbed(calls, np.flatnonzero(held)),),
+    )
 
 
 def _with_unused_expert(case: Case, inputs: Inputs, poison: Callable[[AnyArray, int], AnyArray]) -> Trial:

@@ -93,4 +93,5 @@ def _under(case: Case, spec: MoESpec) -> Case:
         spec=spec,
         num_experts=experts,
         shared_intermediate_size=shared if spec.shared_experts != "none" else 0,
+        latent_size=(case.latent_size or case.intermediate_size) if spec.latent_experts else 0,
     )

@@ -92,7 +92,7 @@ def _case(op: str, spec: MoESpec, arrays: Mapping[str, Any], axes: Axes, dtype: 
     return Case(
         op=op,
         spec=spec,
-        num_tokens=len(arrays["x"]) if op == "shuffle_rows" else sizes.get("T", sizes.get("R", 0)),
+        num_tokens=len(arrays["x"]) if op == "shuffle_rows" else sizes.get("T", sizes.get("R", sizes.get("C", 0))),
         num_experts=sizes.get("E", spec.routing.top_k),
         hidden_size=sizes.get("H", sizes.get("K", sizes.get("W", 1))),
         intermediate_size=sizes.get("I", max(sizes.get("n", 2) // 2, 1)),
@@ -101,6 +101,7 @@ def _case(op: str, spec: MoESpec, arrays: Mapping[str, Any], axes: Axes, dtype: 
         block_size=arrays.get("block_size", 16),
         dtype=dtype,
         hidden_scale="hidden_scale" in arrays,
+        latent_size=sizes["X"] if spec.latent_experts else 0,
         seed=_fingerprint(arrays),
         name="given",
     )
