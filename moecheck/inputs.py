@@ -93,10 +93,25 @@ def _problem_sizes(case: Case) -> dict[str, Any]:
     }
 
 
+def _expert_counts(case: Case) -> dict[str, Any]:
+    return {"topk_ids": topk_ids(case), "num_experts": case.num_experts, **_expert_map(case)}
+
+
 def _shuffle_rows(case: Case) -> dict[str, Any]:
     rows = case.num_tokens * case.spec.routing.top_k if case.num_tokens else 0
     row_map = draw.integers((case.key, "row_map"), (rows,), below=max(case.num_tokens, 1))
     return {"x": _layout(case, hidden_states(case)), "row_map": row_map.astype(np.int32)}
+
+
+def _batched_experts(case: Case) -> dict[str, Any]:
+    """Each expert's tokens first among its rows, then NaN; one row more than the busiest expert needs."""
+    ids, x = topk_ids(case), hidden_states(case)
+    counts = np.bincount(ids[ids >= 0], minlength=case.num_experts)
+    rows = np.full((case.num_experts, int(counts.max()) + 1, case.hidden_size), np.nan, dtype=x.dtype)
+    for expert in range(case.num_experts):
+        rows[expert, : counts[expert]] = x[np.nonzero(ids == expert)[0]]
+    arrays = _expert_arrays(case, ExpertWeights(case))
+    return {"hidden_states": _layout(case, rows), "expert_counts": counts.astype(np.int32), **arrays}
 
 
 def _grouped_gemm(case: Case) -> dict[str, Any]:
@@ -221,10 +236,10 @@ def _layout(case: Case, array: AnyArray) -> AnyArray:
     """The array itself, or a view of equal values whose rows lie further apart, with NaN in between."""
     if case.layout == "contiguous":
         return array
-    rows, width = array.shape
-    wide = np.full((rows, width + 32), np.nan, dtype=array.dtype)
-    wide[:, :width] = array
-    return wide[:, :width]
+    *rows, width = array.shape
+    wide = np.full((*rows, width + 32), np.nan, dtype=array.dtype)
+    wide[..., :width] = array
+    return wide[..., :width]
 
 
 _BUILDERS = {
@@ -238,6 +253,8 @@ _BUILDERS = {
     "act_and_mul": _act_and_mul,
     "fused_experts": _fused_experts,
     "expert_outputs": _expert_outputs,
+    "batched_experts": _batched_experts,
+    "expert_counts": _expert_counts,
     "moe_layer": _moe_layer,
 }
 assert _BUILDERS.keys() == OPS.keys(), "each op needs a builder"

@@ -48,7 +48,8 @@ def _op(name: str, summary: str, args: str, outputs: str) -> Op:
 
 # Axes: T tokens, H hidden, I intermediate, U rows of w13 (2I when gated), E experts, L local experts, k top_k,
 # k' top_k + fused shared slots, R permuted rows, S shared intermediate, V rows of shared_w13, X width that the routed
-# experts work on (H, or narrower with latent_experts), D token ids, n and K of a GEMM, * free.
+# experts work on (H, or narrower with latent_experts), D token ids, C rows that each expert has room for, n and
+# K of a GEMM, * free.
 _TABLE = (
     _op(
         "topk_routing",
@@ -62,6 +63,12 @@ _TABLE = (
         "sort (token, slot) pairs by expert into blocks of one expert each",
         "topk_ids: int32 T k, block_size: int, num_experts: int, expert_map: int32 E",
         "sorted_token_ids: int32 *, expert_ids: int32 *, num_tokens_post_padded: int32 1",
+    ),
+    _op(
+        "expert_counts",
+        "count the rows of each expert",
+        "topk_ids: int32 T k, num_experts: int, expert_map: int32 E",
+        "expert_counts: int32 E",
     ),
     _op(
         "permute",
@@ -105,6 +112,13 @@ _TABLE = (
         "hidden_states: input T H, w13: input L U H, w2: input L H I, topk_ids: int32 T k, w13_bias: input L U, "
         "w2_bias: input L H, expert_map: int32 E",
         "out: input T k H",
+    ),
+    _op(
+        "batched_experts",
+        "experts on rows that lie expert by expert, neither weighted nor added up",
+        "hidden_states: input E C H, w13: input E U H, w2: input E H I, expert_counts: int32 E, w13_bias: input E U, "
+        "w2_bias: input E H",
+        "out: input E C H",
     ),
     _op(
         "moe_layer",

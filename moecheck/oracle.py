@@ -26,6 +26,7 @@ from .spec import ExpertSpec, MoESpec, RoutingSpec
 REFERENCES = "moecheck.references"
 # op -> the stores that its reference reads, where these are not all
 STORES_OF = {
+    "batched_experts": {"before_bias", "gate_up", "sigmoid", "act", "up", "act_times_up", "per_expert", "out"},
     "expert_outputs": {"before_bias", "gate_up", "sigmoid", "act", "up", "act_times_up", "per_expert", "out"},
     "act_and_mul": {"sigmoid", "act", "up", "act_times_up", "out"},
     "grouped_gemm": {"before_bias", "out"},
@@ -128,6 +129,7 @@ def spec_part(op: str, spec: MoESpec) -> MoESpec | ExpertSpec | RoutingSpec | No
         "act_and_mul": spec.experts,
         "fused_experts": spec.experts,
         "expert_outputs": spec.experts,
+        "batched_experts": spec.experts,
         "moe_layer": spec,
     }
     return parts.get(op)

@@ -110,7 +110,7 @@ def _to_torch(array: AnyArray, device: str) -> Any:
         return tensor
     if tensor.is_contiguous():
         return tensor.to(device)
-    width = array.strides[0] // array.itemsize  # rows wider than the array's width stay so on the device
-    storage = torch.full((tensor.shape[0], width), float("nan"), dtype=tensor.dtype, device=device)
-    storage[:, : tensor.shape[1]] = tensor.to(device)
-    return storage[:, : tensor.shape[1]]
+    width = array.strides[-2] // array.itemsize  # rows wider than the array's width stay so on the device
+    storage = torch.full((*tensor.shape[:-1], width), float("nan"), dtype=tensor.dtype, device=device)
+    storage[..., : tensor.shape[-1]] = tensor.to(device)
+    return storage[..., : tensor.shape[-1]]

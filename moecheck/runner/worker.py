@@ -22,6 +22,7 @@ from moecheck.checks.judge import poison_sizes
 from moecheck.errors import MoecheckError, Unsupported, UsageError
 from moecheck.formats import FORMATS, AnyArray
 from moecheck.kernel import Declaration
+from moecheck.ops import OPS
 from moecheck.oracle import spec_part
 from moecheck.relations.relation import Call, relations
 from moecheck.runner.arrays import (
@@ -262,7 +263,8 @@ def _poisoned_output(case: Case, inputs: dict[str, Any], declaration: Declaratio
         raise Unsupported(f"{case.op} passes no `out` to {backend} kernels")
     if layout is not None:
         shape = (*shape[:-1], output_width(case, shape[-1], layout))
-    return to_native(fill(np.empty(shape, FORMATS[case.dtype].storage)), backend)
+    kind = OPS[case.op].outputs[0].kind
+    return to_native(fill(np.empty(shape, FORMATS[case.dtype].storage if kind == "input" else kind)), backend)
 
 
 @lru_cache(maxsize=8)
