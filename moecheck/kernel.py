@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from .errors import UsageError, check_known
 from .formats import FORMATS
 from .numerics import Numerics
-from .ops import OPS
+from .ops import ALTERNATIVES, OPS
 from .quantization import SCHEMES, Quantization
 from .spec import MoESpec
 from .weight_layout import WeightLayout
@@ -183,7 +183,8 @@ def _check_quantised(
 
 
 def _argument_names(function: Callable[..., object], op: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    known = {*OPS[op].arg_names, "spec", "out"}
+    others = {name for name, own in ALTERNATIVES.items() if own in OPS[op].arg_names}
+    known = {*OPS[op].arg_names, *others, "spec", "out"}
     taken, required = [], []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):

@@ -131,3 +131,5 @@ _TABLE = (
     ),
 )
 OPS: dict[str, Op] = {op.name: op for op in _TABLE}
+# What a kernel may name in place of an op's argument, which it then gets in another convention (moecheck.placement).
+ALTERNATIVES = {"expert_mask": "expert_map"}

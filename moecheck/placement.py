@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .errors import UsageError
+from .errors import Unsupported, UsageError
 
 Int32 = npt.NDArray[np.int32]
 Ids = npt.NDArray[np.integer[Any]]
@@ -51,12 +51,12 @@ def expert_mask(mapped: Int32) -> Int32:
     """The map as AITER wants it: [num_experts + 1] int32, 1 for each expert that is here, 0 for others and at the end.
 
     The last entry is the sentinel that padding ids are sent to. A mask says nothing of local ids: AITER counts the ones
-    before each expert. Raises UsageError for a map that has another order. Source: vLLM's determine_expert_map with
+    before each expert. Raises Unsupported for a map that has another order. Source: vLLM's determine_expert_map with
     return_expert_mask=True, and AITER's tests (op_tests/test_moe_ep.py).
     """
     local = mapped[mapped >= 0]
     if not np.array_equal(local, np.arange(len(local))):
-        raise UsageError("The local ids of this expert_map do not ascend with the global ones: no mask can say that.")
+        raise Unsupported("the local ids of this expert_map do not ascend with the global ones: no mask can say that")
     return np.append(mapped >= 0, False).astype(np.int32)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moecheck.errors import UsageError
+from moecheck.errors import Unsupported, UsageError
 from moecheck.placement import (
     expert_map,
     expert_mask,
@@ -61,7 +61,7 @@ def test_aiter_counts_local_ids_as_the_map_does() -> None:
 
 
 def test_a_shuffled_map_has_no_mask() -> None:
-    with pytest.raises(UsageError, match="no mask can say that"):
+    with pytest.raises(Unsupported, match="no mask can say that"):
         expert_mask(expert_map(np.array([4, 1]), 6))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moecheck.ops import ALTERNATIVES
 from moecheck.relations.relation import Premise, Subject
 
 
@@ -29,7 +30,8 @@ def takes(argument: str) -> Premise:
     """The kernel's signature names the argument."""
 
     def premise(subject: Subject) -> str | None:
-        return None if argument in subject.declaration.arguments else f"takes no {argument}"
+        named = {ALTERNATIVES.get(name, name) for name in subject.declaration.arguments}
+        return None if argument in named else f"takes no {argument}"
 
     return premise
 

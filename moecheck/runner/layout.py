@@ -1,4 +1,4 @@
-"""A kernel's declared weight layout around its call: inputs arranged before it, the output cut after it."""
+"""Inputs in the arrangement and under the names that a kernel declares, and its output as all others have it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ from typing import Any
 
 from moecheck.cases import Case
 from moecheck.formats import AnyArray
+from moecheck.kernel import Declaration
+from moecheck.placement import expert_mask
 from moecheck.weight_layout import Sizes, WeightLayout, to_layout
 
 
-def arranged(case: Case, inputs: dict[str, Any], layout: WeightLayout) -> dict[str, Any]:
-    """The case's inputs as a kernel of this layout gets them."""
+def as_declared(case: Case, inputs: dict[str, Any], declaration: Declaration) -> dict[str, Any]:
+    """The case's inputs, with weights in the kernel's layout, and an expert mask where the kernel names that."""
+    if "expert_mask" in declaration.arguments and "expert_map" in inputs:
+        inputs = {**inputs, "expert_mask": expert_mask(inputs["expert_map"])}
+    if declaration.weight_layout is None:
+        return inputs
     sizes = Sizes(case.hidden_size, case.intermediate_size, case.shared_intermediate_size)
-    return to_layout(inputs, layout, spec=case.spec, sizes=sizes)
+    return to_layout(inputs, declaration.weight_layout, spec=case.spec, sizes=sizes)
 
 
 def output_width(case: Case, width: int, layout: WeightLayout) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from moecheck.cases import Case
 from moecheck.kernel import Declaration
-from moecheck.ops import OPS
+from moecheck.ops import ALTERNATIVES, OPS
 from moecheck.oracle import spec_part
 from moecheck.quantization import QUANTISED
 from moecheck.runner.target import Target
@@ -42,17 +42,22 @@ def lacking(declaration: Declaration, case: Case) -> str | None:
     if scheme is not None and declaration.quantizations and scheme not in declaration.quantizations:
         return f"takes no {scheme.words()}"
     arrays = array_arguments(case)
-    missing = sorted(arrays - set(declaration.arguments))
+    missing = sorted(arrays - _own_names(declaration.arguments))
     if missing:
         return f"takes no {', '.join(missing)}"
     integers = {arg.name for arg in OPS[case.op].args if arg.kind == "int"}
-    absent = sorted(set(declaration.required) - arrays - integers - {"spec", "out"})
+    absent = sorted(_own_names(declaration.required) - arrays - integers - {"spec", "out"})
     if absent:
         return f"needs {', '.join(absent)}"
     plain = replace(case.spec, experts=replace(case.spec.experts, quantization=None))
     if "spec" not in declaration.arguments and spec_part(case.op, plain) != spec_part(case.op, MoESpec()):
         return "takes no spec, and the case's is not the default one"
     return None
+
+
+def _own_names(names: tuple[str, ...]) -> set[str]:
+    """The op's own names of the arguments that a kernel names."""
+    return {ALTERNATIVES.get(name, name) for name in names}
 
 
 def array_arguments(case: Case) -> set[str]:

@@ -35,7 +35,7 @@ from moecheck.runner.arrays import (
     to_numpy,
 )
 from moecheck.runner.input_store import shared_inputs
-from moecheck.runner.layout import arranged, cut, output_width
+from moecheck.runner.layout import as_declared, cut, output_width
 from moecheck.runner.leash import bind
 from moecheck.runner.missing import missing_package
 from moecheck.runner.poison import fill, poisoned_allocations
@@ -187,7 +187,7 @@ def _attempt(
 def _call(function: Callable[..., Any], declaration: Declaration, call: Call, buffers: dict[str, Any]) -> Outcome:
     """buffers: the arrays of the call before, by name; those of this call when it ends."""
     case, backend, layout = call.case, declaration.backend, declaration.weight_layout
-    inputs = call.inputs if layout is None else arranged(case, call.inputs, layout)
+    inputs = as_declared(case, call.inputs, declaration)
     kept = {name: value.copy() for name, value in inputs.items() if isinstance(value, np.ndarray)}
     arguments = {
         name: _argument(value, backend, buffers.get(name) if call.in_place else None)
