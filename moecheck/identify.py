@@ -16,6 +16,7 @@ from .identify_result import Identified, declaration_sentence, stored
 from .identify_routing import observation
 from .identify_search import Search, pool_of
 from .kernel import Declaration
+from .numerics import Numerics
 from .ops import OPS
 from .oracle import Oracle
 from .runner.plan import lacking
@@ -56,7 +57,9 @@ def identification_cases(declaration: Declaration) -> tuple[Case, ...]:
         scheme = declaration.quantizations[0]
         specs = tuple(replace(spec, experts=replace(spec.experts, quantization=scheme)) for spec in specs)
     drawn = [(spec, dtype, 0) for spec in specs[:1] for dtype in dtypes]
-    if len(drawn) == 1:
+    if declaration.quantizations:  # a search among quantisers is dear
+        drawn = drawn[:1]
+    if len(drawn) == 1 and len(specs) == 1:
         drawn.append((specs[0], dtypes[0], 1))
     drawn += [(spec, dtypes[0], 0) for spec in specs[1:2]]
     cases = [_case(declaration.op, spec, dtype, seed) for spec, dtype, seed in drawn]
@@ -64,19 +67,29 @@ def identification_cases(declaration: Declaration) -> tuple[Case, ...]:
 
 
 @np.errstate(all="ignore")  # a candidate may overflow where the kernel does not
-def identify(observations: Sequence[tuple[Case, AnyArray]], oracle: Oracle, *, requantising: bool = True) -> Identified:
+def identify(
+    observations: Sequence[tuple[Case, AnyArray]],
+    oracle: Oracle,
+    *,
+    requantising: bool = True,
+    declared: Numerics | None = None,
+) -> Identified:
     """The contract whose reference agrees best with a kernel's outputs, averaged over the cases.
 
     observations: cases of one op, each with the kernel's `observation`. The search is over rounding
     points only, never over factors, indices or functions: what a contract cannot explain stays unexplained.
-    requantising: whether contracts with quantisers are tried where no other explains the outputs.
+    requantising: whether contracts with quantisers are tried where no other explains the outputs. declared: where the
+    search starts; if it explains the outputs as well as a simulated kernel of it, only contracts near it are compared.
     """
     if not observations:
         raise ValueError("A contract is identified from one output at least.")
     cases = tuple(case for case, _ in observations)
     pool = pool_of(cases, oracle)
     search = Search(pool, [out for _, out in observations])
-    best, rows = search.best(), sum(len(out) for _, out in observations)
+    rows = sum(len(out) for _, out in observations)
+    best = None if declared is None else search.near(declared)
+    if best is None or not is_known(search.agreement(best), pool.expected(best), rows=rows):
+        best = search.best()
     known = is_known(search.agreement(best), pool.expected(best), rows=rows)
     if requantising and not known and cases[0].op in EXPERT_OPS:
         best = max(best, search.best_requantising(), key=search.agreement)
@@ -145,7 +158,7 @@ def _case(op: str, spec: MoESpec, dtype: str, seed: int) -> Case:
     groups = spec.routing.num_expert_groups
     router = op == ROUTER
     least = 16 if router else 8
-    experts = groups * max(2, -(-spec.routing.top_k // spec.routing.topk_groups), -(-least // groups))
+    experts = max(spec.routing.least_experts, groups * -(-least // groups))
     return Case(
         op=op,
         spec=spec,

@@ -59,7 +59,7 @@ class Search:
     def __init__(self, pool: Pool, outs: Sequence[AnyArray]) -> None:
         self._pool = pool
         self._scores = [Scores(outputs, out) for outputs, out in zip(pool.outputs, outs, strict=True)]
-        self.tried = dict.fromkeys(pool.contracts)
+        self.tried: dict[Numerics, None] = {}
         self.elements = sum(scores.size for scores in self._scores)
 
     def best(self) -> Numerics:
@@ -73,13 +73,24 @@ class Search:
         narrow = [narrowed(other, fmt) for fmt in ("bf16", "fp16") for other in self._pool.contracts]
         return max(best, self._climb(narrow), key=self._merit)
 
+    def near(self, declared: Numerics) -> Numerics:
+        """The best contract near a declared one: itself, unless one that differs in little explains clearly more."""
+        return self._climb([declared])
+
     def best_requantising(self) -> Numerics:
-        """The best contract with a quantiser; which one to start from is decided on the first case alone."""
+        """The best contract with a quantiser; which one to start from is decided on the first case alone.
+
+        Quantisers that differ in a few bits only, such as of groups of 64 and 128 with powers of two as scales, are
+        then told apart by all cases.
+        """
         quantization = self._pool.cases[0].spec.experts.quantization
         starts = requantising(static=quantization is not None and quantization.static_activations)
         self.tried |= dict.fromkeys(starts)
         first, outputs = self._scores[0], self._pool.outputs[0]
-        return self._climb([max(starts, key=lambda c: first.merit(outputs.number(c)))])
+        best = self._climb([max(starts, key=lambda c: first.merit(outputs.number(c)))])
+        alike = quantiser_neighbours(best)
+        self.tried |= dict.fromkeys(alike)
+        return max([best, *alike], key=self._merit)
 
     def _climb(self, starts: Sequence[Numerics]) -> Numerics:
         """From the best of some contracts to better neighbours, as long as there are any."""

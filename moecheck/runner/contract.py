@@ -54,7 +54,9 @@ def contract_of(
             observations += [] if seen is None else [(case, seen)]
     if not observations:
         return Contract(numerics=declaration.numerics, judgement=judge_unseen(declaration, require or {}))
-    identified = identify(observations, oracle)
+    # The search among the contracts of quantised weights takes many times what the declared one takes.
+    start = declaration.numerics if declaration.quantizations else None
+    identified = identify(observations, oracle, declared=start)
     found = identified.numerics if identified.known or is_near(identified) else None
     return Contract(
         numerics=declaration.numerics or found,
