@@ -35,7 +35,7 @@ LAYOUTS = (
         )
     ]
     + [
-        WeightLayout(gate_up=order, stacked=True, transposed=transposed, intermediate_multiple=multiple)  # type: ignore[arg-type]  # as above
+        WeightLayout(gate_up=order, stacked=True, transposed=transposed, intermediate_multiple=multiple)
         for order, transposed, multiple in product(ORDERS[:2], (False, True), (1, 16))
     ]
 )
@@ -162,7 +162,7 @@ def test_the_mathematics_is_the_same(layout: WeightLayout, spec: ExpertSpec) -> 
         for name, array in arrays(spec).items()
         if not name.startswith("shared_")
     }
-    more = {
+    more: dict[str, Any] = {
         "topk_ids": rng.integers(0, 3, (7, 2)).astype(np.int32),
         "topk_weights": rng.integers(1, 3, (7, 2)).astype(np.float32),
     }

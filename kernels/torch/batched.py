@@ -37,7 +37,7 @@ def batched_experts(
     """
     gate_up = _product(hidden_states, w13, w13_bias)
     h = act_and_mul(x=gate_up.flatten(0, 1), spec=spec)
-    return _product(h.unflatten(0, hidden_states.shape[:2]), w2, w2_bias)
+    return _product(h.reshape(*gate_up.shape[:2], h.shape[1]), w2, w2_bias)
 
 
 @moecheck.kernel(

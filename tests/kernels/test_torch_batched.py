@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -41,7 +43,7 @@ def test_the_sum_over_batched_rows(case: ExpertsCase, dtype: str) -> None:
 def test_rows_beyond_the_counts_hold_anything(spec: ExpertSpec, dtype: str) -> None:
     case = ExpertsCase(tokens=24, experts=4, spec=spec)
     counts = np.array([6, 0, 1, 4], np.int32)
-    inputs = {n: a for n, a in case.inputs(dtype).items() if n not in ("topk_ids", "topk_weights")}
+    inputs: dict[str, Any] = {n: a for n, a in case.inputs(dtype).items() if n not in ("topk_ids", "topk_weights")}
     x = inputs["hidden_states"].reshape(4, 6, -1).copy()
     held = np.arange(6) < counts[:, None]
     x[~held] = np.nan

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from moecheck.formats import Float64
 from moecheck.numerics import Numerics
 from moecheck.references.batched_experts import batched_experts, estimate
 from moecheck.references.fused_experts import estimate as of_sums
@@ -12,10 +15,10 @@ from moecheck.spec import ExpertSpec
 
 COUNTS = np.array([3, 0, 5, 1], np.int32)
 RNG = np.random.default_rng(11)
-WEIGHTS = {"w13": RNG.normal(size=(4, 12, 8)), "w2": RNG.normal(size=(4, 8, 6))}
+WEIGHTS: dict[str, Any] = {"w13": RNG.normal(size=(4, 12, 8)), "w2": RNG.normal(size=(4, 8, 6))}
 
 
-def rows() -> np.ndarray:
+def rows() -> Float64:
     """[4, 5, 8] with NaN from each expert's count on."""
     x = RNG.normal(size=(4, 5, 8))
     for expert, count in enumerate(COUNTS):
@@ -43,7 +46,7 @@ def test_rows_are_those_of_fused_experts_with_one_slot_of_weight_one() -> None:
     y = batched_experts(hidden_states=x, expert_counts=COUNTS, spec=spec, **WEIGHTS)
     estimated = estimate(hidden_states=x, expert_counts=COUNTS, spec=spec, numerics=Numerics(), dtype="fp32", **WEIGHTS)
     for expert, count in enumerate(COUNTS):
-        arrays = {
+        arrays: dict[str, Any] = {
             "hidden_states": x[expert, :count],
             "topk_ids": np.full((count, 1), expert),
             "topk_weights": np.ones((count, 1), np.float32),
