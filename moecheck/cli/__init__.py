@@ -7,6 +7,7 @@ import traceback
 
 import click
 
+from moecheck.cli.audit import audit_command
 from moecheck.cli.check import check
 from moecheck.cli.doctor import doctor
 from moecheck.cli.kernels import kernels
@@ -41,7 +42,7 @@ def cli() -> None:
     """
 
 
-for command in (kernels, check, replay, list_all, doctor, new_kernel):
+for command in (kernels, check, audit_command, replay, list_all, doctor, new_kernel):
     cli.add_command(command)
 
 
