@@ -37,6 +37,7 @@ LOADS = {
     "one_expert": "every token goes to the same top_k experts",
     "block_edges": "expert counts at a block size - 1, + 0, + 1, and 0",
     "padding": "padding ids -1: whole tokens and single slots",
+    "padding_zero": "padding as expert 0 at weight 0: whole tokens",
 }
 # What the router logits look like (ops that take router_logits).
 LOGITS = {

@@ -102,6 +102,13 @@ class RoutingSpec:
             f"selection='sparsemixer' is defined for top_k <= 2, not {self.top_k}.",
         )
 
+    @property
+    def least_experts(self) -> int:
+        """So few experts that a token still has a choice: two of a group, and as many real ones as it needs."""
+        groups, real = self.num_expert_groups, self.top_k if self.num_zero_experts else 0
+        least = groups * max(2, -(-self.top_k // self.topk_groups))
+        return max(least, groups * -(-(real + self.num_zero_experts) // groups))
+
     def check_num_experts(self, num_experts: int) -> None:
         """Raise SpecError unless this spec can route among `num_experts` experts."""
         groups = self.num_expert_groups

@@ -24,6 +24,7 @@ VALUE_STRATA = ("random", "outlier", "cancelling", "positive", "zero_rows")
 SCORINGS: tuple[Scoring, ...] = ("softmax", "sigmoid", "sqrt_softplus")
 PLACEMENTS: tuple[ScalingPlacement, ...] = ("topk_weights", "routed_output", "sum")
 SHARED: tuple[SharedExperts, ...] = ("none", "ungated", "gated")
+DRAWN_LOADS = tuple(load for load in LOADS if load != "padding_zero")  # which takes weights
 EXPERT_OPS = ("fused_experts", "expert_outputs", "batched_experts", "moe_layer")
 EXPERT_SPECS = (
     ExpertSpec(),
@@ -74,7 +75,7 @@ def moe_cases(draw: st.DrawFn, op: str, *, small: bool = False) -> Case:
         routing = RoutingSpec(top_k=routing.top_k, renormalize=True)
     experts = draw(st.sampled_from(EXPERT_SPECS)) if op in (*EXPERT_OPS, "act_and_mul") else ExpertSpec()
     # A layer returns no ids, so ties would leave most of its tokens undecided; routing is where they are judged.
-    loads = ("random", "gapped", "negative") if op == "moe_layer" else tuple(LOGITS if routed else LOADS)
+    loads = ("random", "gapped", "negative") if op == "moe_layer" else tuple(LOGITS) if routed else DRAWN_LOADS
     shared: SharedExperts = draw(st.sampled_from(SHARED)) if op == "moe_layer" else "none"
     maps = op in ("align_block_size", "expert_counts", "permute", "problem_sizes", "fused_experts", "expert_outputs")
     return Case(

@@ -24,7 +24,7 @@ def projected(errors: Errors, up: Float64, stores: Numerics) -> Errors:
     x = errors.estimate
     y = linear_estimate(x, up, accumulate=stores.accumulate)
     if not errors.rows or errors.shared is None:
-        return Errors(stored(y, stores.out), rows=errors.rows)
+        return Errors(stored(y, stores.out), np.zeros(y.value.shape), rows=False)
     shared = x.variance @ np.square(up).T
     sources = [_through(source, up) for source in errors.sources]
     own = np.maximum(x.variance - errors.shared, 0.0)

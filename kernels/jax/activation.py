@@ -46,6 +46,8 @@ def activated(x: jax.Array, spec: moecheck.ExpertSpec) -> jax.Array:
         gate, up = (second, first) if spec.gate_up_layout == "up_first" else (first, second)
     if spec.swiglu_limit is not None:
         up = jnp.clip(up, -spec.swiglu_limit, spec.swiglu_limit)
+    if spec.situ_up_beta is not None:
+        up = spec.situ_up_beta * jnp.tanh(up / spec.situ_up_beta)
     return _limited(gate, spec) * (up + spec.swiglu_beta)
 
 

@@ -27,6 +27,8 @@ def act_and_mul(*, x: torch.Tensor, spec: moecheck.ExpertSpec) -> torch.Tensor:
     gate, up = _split(values, spec)
     if spec.swiglu_limit is not None:
         up = up.clamp(-spec.swiglu_limit, spec.swiglu_limit)
+    if spec.situ_up_beta is not None:
+        up = spec.situ_up_beta * torch.tanh(up / spec.situ_up_beta)
     return (_limited_activation(gate, spec) * (up + spec.swiglu_beta)).to(x.dtype)
 
 

@@ -85,7 +85,7 @@ def _under(case: Case, spec: MoESpec) -> Case:
     """The case with other semantics, and as many experts as these need."""
     routing = spec.routing
     groups = routing.num_expert_groups
-    experts = max(case.num_experts, groups * max(2, -(-routing.top_k // routing.topk_groups)))
+    experts = max(case.num_experts, routing.least_experts)
     experts += -experts % groups
     shared = case.shared_intermediate_size or case.intermediate_size
     return replace(
