@@ -54,7 +54,8 @@ def quantised_cases(
 ) -> list[Case]:
     """The cases of each scheme; in a quick or default run only two of the second scheme on.
 
-    dtypes: the only formats wanted, a named case of another is run in the first of these. small: for kernels under an interpreter. examples: drawn ones of each scheme, the profile's number when None.
+    dtypes: the only formats wanted, a named case of another is run in the first of these. small: for kernels under an
+    interpreter. examples: drawn ones of each scheme, the profile's number when None.
     """
     cases: list[Case] = []
     for quantization in quantizations:
