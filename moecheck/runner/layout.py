@@ -15,10 +15,13 @@ def as_declared(case: Case, inputs: dict[str, Any], declaration: Declaration) ->
     """The case's inputs, with weights in the kernel's layout, and an expert mask where the kernel names that."""
     if "expert_mask" in declaration.arguments and "expert_map" in inputs:
         inputs = {**inputs, "expert_mask": expert_mask(inputs["expert_map"])}
-    if declaration.weight_layout is None:
-        return inputs
+    return inputs if declaration.weight_layout is None else in_layout(case, inputs, declaration.weight_layout)
+
+
+def in_layout(case: Case, inputs: dict[str, Any], layout: WeightLayout) -> dict[str, Any]:
+    """The case's inputs, weights in the layout."""
     sizes = Sizes(case.hidden_size, case.intermediate_size, case.shared_intermediate_size)
-    return to_layout(inputs, declaration.weight_layout, spec=case.spec, sizes=sizes)
+    return to_layout(inputs, layout, spec=case.spec, sizes=sizes)
 
 
 def output_width(case: Case, width: int, layout: WeightLayout) -> int:

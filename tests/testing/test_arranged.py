@@ -11,7 +11,7 @@ from moecheck.checks.finding import Verdict
 from moecheck.errors import UsageError
 from moecheck.formats import store
 from moecheck.references.fused_experts import fused_experts
-from moecheck.testing import ExpertSpec, MoeMismatch, WeightLayout, assert_moe_close, plain_inputs
+from moecheck.testing import ExpertSpec, MoeMismatch, WeightLayout, assert_moe_close, inputs_for, plain_inputs
 from moecheck.weight_layout import Sizes, to_layout
 
 CASE = Case(op="fused_experts", dtype="fp32", num_tokens=12, hidden_size=40, intermediate_size=24)
@@ -56,3 +56,13 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         plain_inputs(inputs, LAYOUT, hidden_size=80, intermediate_size=24)
     with pytest.raises(UsageError, match="layout='up_first' must be a moecheck"):
         plain_inputs(inputs, "up_first", hidden_size=40, intermediate_size=24)  # type: ignore[arg-type]  # that is tested
+
+
+def test_a_cases_inputs_come_in_a_kernels_layout() -> None:
+    """The round trip of a test: drawn inputs for the kernel, plain ones for the judgement."""
+    arranged = inputs_for(CASE, "numpy", weight_layout=LAYOUT)
+    assert arranged["w13"].shape == (8, 2, 64, 32)
+    plain = plain_inputs(arranged, LAYOUT, hidden_size=40, intermediate_size=24)
+    assert all(np.array_equal(np.asarray(plain[name]), array) for name, array in CASE.inputs().items())
+    with pytest.raises(UsageError, match="weight_layout='up_first' must be a moecheck"):
+        inputs_for(CASE, "numpy", weight_layout="up_first")  # type: ignore[arg-type]  # that is tested
