@@ -10,6 +10,7 @@ from .quantizer import CODES, Quantizer, ScaleFormat
 
 FORMATS = ("fp8_e4m3fn", "fp8_e5m2", "int8")  # tried first; others are neighbours of these
 GROUPS = (0, 128, 64)
+COMMONEST = (128, 0, 64)
 SCALES: tuple[ScaleFormat, ...] = ("float", "power_of_two")
 # What decides the bits that a quantiser is given; a wrong store behind it leaves most of the output's bits as they are.
 BEFORE = ("gate_up", "act", "act_times_up")
@@ -43,6 +44,23 @@ def quantiser_neighbours(numerics: Numerics) -> list[Numerics]:
             changes = {name: quantizer for name in names if getattr(numerics, name) is not None}
             found.append(replace(numerics, **changes))  # type: ignore[arg-type]  # fields that hold quantisers
     return [other for other in dict.fromkeys(found) if other != numerics]
+
+
+def rarity(numerics: Numerics) -> tuple[int, ...]:
+    """The smaller, the commoner the contract's quantisers are, among those that give nearly the same bits."""
+    a1, a2 = numerics.a1_quant, numerics.a2_quant
+    ranks = [
+        (
+            list(CODES).index(q.format),
+            COMMONEST.index(q.group) if q.group in COMMONEST else len(COMMONEST),
+            int(q.scale != "float"),
+            int(q.division != "divide"),
+            int(q.amax != "divide"),
+        )
+        for q in (a1, a2)
+        if q
+    ]
+    return (int(a1 != a2), *(sum(rank) for rank in zip(*ranks, strict=True)))
 
 
 def _neighbours(quantizer: Quantizer) -> list[Quantizer]:

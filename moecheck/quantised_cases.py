@@ -27,6 +27,11 @@ ROWS: tuple[Row, ...] = (
         "no size is a multiple of a block, a group or a tile: the last scales are of fewer elements",
         {"num_tokens": 15, "hidden_size": 200, "intermediate_size": 44, "dtype": "fp32"},
     ),
+    (
+        "many-tokens",
+        "rows enough for a factor of 1.0005 to show in bf16",
+        {"num_tokens": 96, "hidden_size": 136, "intermediate_size": 72},
+    ),
     ("one-token", "one token, most experts have none", {"num_tokens": 1, "dtype": "fp16"}),
     ("no-tokens", "a rank may get no token at all", {"num_tokens": 0}),
     (
@@ -60,7 +65,8 @@ def quantised_cases(
     cases: list[Case] = []
     for quantization in quantizations:
         all_rows = quantization == quantizations[0] or profile not in FIRST_SCHEME_ONLY
-        named = [_named(row, quantization, seed=seed, small=small) for row in (ROWS if all_rows else ROWS[:2])]
+        rows = [row for row in ROWS if row[0] != "many-tokens" or not small] if all_rows else ROWS[:2]
+        named = [_named(row, quantization, seed=seed, small=small) for row in rows]
         count = (DRAWN[profile] if examples is None else examples) if all_rows else 0
         cases += [*named, *draw_cases(cases_of_scheme(quantization, small=small), count, seed)]
     return [case if case.dtype in dtypes else replace(case, dtype=dtypes[0]) for case in cases]
