@@ -7,8 +7,8 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from .cases import Case
-from .spec import ExpertSpec, MoESpec, RoutingSpec
-from .strategies import DTYPES, PLACEMENTS, SCORINGS, SMALL_TOKENS, SMALL_WIDTHS, TOKENS, WIDTHS
+from .spec import EpsRule, ExpertSpec, MoESpec, RoutingSpec
+from .strategies import DTYPES, PLACEMENTS, SCORINGS, SHARED, SMALL_TOKENS, SMALL_WIDTHS, TOKENS, WIDTHS
 
 OPS = ("topk_routing", "act_and_mul", "fused_experts", "moe_layer")  # the ops that read these semantics
 KINDS = ("divisor", "hash", "biased_logits", "chosen_logits", "groups", "sparsemixer", "scaling", "special_experts")
@@ -22,6 +22,12 @@ EXPERTS = (
     ExpertSpec(swiglu_alpha=1.5, swiglu_beta=0.5, swiglu_limit=10.0, w13_bias=True),
     ExpertSpec(activation="gelu_tanh", swiglu_limit=3.0, limit_position="after"),
     ExpertSpec(activation="relu2"),
+)
+DIVISORS: tuple[tuple[EpsRule, float], ...] = (
+    ("none", 0.0),
+    ("add", 1e-6),
+    ("clamp_min", 0.125),
+    ("where_positive", 0.0),
 )
 LOADS = ("random", "gapped", "negative", "ties", "extreme")
 
@@ -37,7 +43,7 @@ def semantic_routing(draw: st.DrawFn, *, num_experts: int) -> RoutingSpec:
         routed_scaling_factor=draw(st.sampled_from((1.0, 2.5))),
     )
     if kind == "divisor":
-        rule, eps = draw(st.sampled_from((("none", 0.0), ("add", 1e-6), ("clamp_min", 0.125), ("where_positive", 0.0))))
+        rule, eps = draw(st.sampled_from(DIVISORS))
         return replace(
             spec,
             renormalize=True,
@@ -93,7 +99,7 @@ def semantic_routing(draw: st.DrawFn, *, num_experts: int) -> RoutingSpec:
 def semantic_layers(draw: st.DrawFn, *, num_experts: int) -> MoESpec:
     """Layers with latent experts, shared experts of another kind, or a factor on the sum."""
     routing = draw(semantic_routing(num_experts=num_experts))
-    experts, shared = draw(st.sampled_from(EXPERTS)), draw(st.sampled_from(("none", "ungated", "gated")))
+    experts, shared = draw(st.sampled_from(EXPERTS)), draw(st.sampled_from(SHARED))
     special = routing.num_zero_experts or routing.num_fused_shared_experts
     other = draw(st.sampled_from((None, ExpertSpec(), ExpertSpec(swiglu_limit=16.0, limit_position="after"))))
     return MoESpec(
