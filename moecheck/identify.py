@@ -163,7 +163,7 @@ def _case(op: str, spec: MoESpec, dtype: str, seed: int) -> Case:
         op=op,
         spec=spec,
         num_tokens=64 if router else 16,
-        num_experts=experts,
+        num_experts=experts if spec.experts.quantization is None else max(5, spec.routing.top_k),
         hidden_size=192,
         intermediate_size=192,  # more than a group of 128 that shares a scale
         shared_intermediate_size=0 if spec.shared_experts == "none" else 128,

@@ -123,7 +123,7 @@ def describe(
         )
     _check_layout(function.__name__, op, weight_layout)
     arguments, required = _argument_names(function, op)
-    if not quantizations and "w13_scale" in arguments:
+    if not quantizations and weight_layout is None and "w13_scale" in arguments:
         quantizations = tuple(SCHEMES.values())
     _check_quantised(function.__name__, numerics, quantizations, weight_layout, arguments, required)
     code = inspect.unwrap(function).__code__
