@@ -12,8 +12,8 @@ from moecheck.relations.relation import Call, Calls, Inputs, Pair, Subject, Tria
 from moecheck.relations.rows import EVERY, like_the_case
 from moecheck.weight_layout import Sizes, WeightLayout, to_layout
 
-MORE_HIDDEN = 64  # columns; their bytes are a multiple of 16 in every format
-MORE_INTERMEDIATE = 32
+MORE_HIDDEN = 128  # what is a multiple of a tile stays one
+MORE_INTERMEDIATE = 128
 
 
 def one_width(subject: Subject) -> str | None:
@@ -25,9 +25,10 @@ def one_width(subject: Subject) -> str | None:
     "zeros behind the hidden and the intermediate columns change nothing, and stay zeros",
     ops=("fused_experts", "moe_layer"),
     premises=(tokens(1), one_width, plain_weights),
+    optional=True,
 )
 def padded_widths(case: Case, inputs: Inputs) -> Trial:
-    """Weights, biases and hidden states filled up with zeros, as engines do for widths that a kernel does not take."""
+    """Weights, biases and hidden states filled up with zeros, as engines do for widths that a kernel does not take. One may refuse these."""
     H, I = case.hidden_size, case.intermediate_size  # noqa: E741  # the sizes of moecheck.ops
     layout = WeightLayout(hidden_multiple=H + MORE_HIDDEN, intermediate_multiple=I + MORE_INTERMEDIATE)
     shared = case.shared_intermediate_size
