@@ -28,7 +28,10 @@ def one_width(subject: Subject) -> str | None:
     optional=True,
 )
 def padded_widths(case: Case, inputs: Inputs) -> Trial:
-    """Weights, biases and hidden states filled up with zeros, as engines do for widths that a kernel does not take. One may refuse these."""
+    """Weights, biases and hidden states filled up with zeros, as engines do for widths that a kernel does not take.
+
+    A kernel may refuse the larger ones.
+    """
     H, I = case.hidden_size, case.intermediate_size  # noqa: E741  # the sizes of moecheck.ops
     layout = WeightLayout(hidden_multiple=H + MORE_HIDDEN, intermediate_multiple=I + MORE_INTERMEDIATE)
     shared = case.shared_intermediate_size
