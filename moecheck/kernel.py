@@ -174,10 +174,8 @@ def _check_quantised(
             raise UsageError(f"{name} declares {quantization.words()}, and takes no w13_scale and w2_scale.")
     if quantizations and layout is not None:
         raise UsageError(f"{name} declares a weight_layout and quantised weights; blocks have no other layouts here.")
-    for scale, quantizer in (
-        ("a1_scale", numerics and numerics.a1_quant),
-        ("a2_scale", numerics and numerics.a2_quant),
-    ):
+    declared = numerics or Numerics()
+    for scale, quantizer in (("a1_scale", declared.a1_quant), ("a2_scale", declared.a2_quant)):
         if quantizer is not None and quantizer.static and scale not in required:
             raise UsageError(f"{name} declares a static quantiser, so it must need {scale}, without a default.")
 

@@ -98,4 +98,5 @@ def _signed(w: Float64, case: Case, name: str, quantization: Quantization) -> Fl
     mean_square = np.sinh(2.0 * span * np.log(2.0)) / (2.0 * span * np.log(2.0))
     factor = np.rint(np.exp2(exponent) / np.sqrt(mean_square) * 4096.0) / 4096.0  # coarser than any libm's error
     each = np.repeat(np.repeat(factor, rows, axis=0), columns, axis=1)[: w.shape[0], : w.shape[1]]
-    return (w * each).astype(np.float32).astype(np.float64)
+    narrow: Float64 = (w * each).astype(np.float32).astype(np.float64)
+    return narrow

@@ -115,5 +115,5 @@ def _codes(x: Float64, scale: AnyArray, name: str) -> Codes:
     """Codes of the fp32 quotients of fp32 numbers."""
     assert name in ELEMENTS
     with np.errstate(invalid="ignore", over="ignore"):
-        quotient: Float32 = np.asarray(x, np.float32) / scale.astype(np.float32)
+        quotient = np.asarray(np.asarray(x, np.float32) / scale.astype(np.float32), np.float32)
     return encode(quotient.astype(np.float64), name)

@@ -26,6 +26,7 @@ from moecheck.references.fused_experts import estimate, fused_experts
 from moecheck.runner.arrays import to_native
 from moecheck.runner.input_store import shared_inputs
 from moecheck.runner.plan import array_arguments, lacking
+from moecheck.testing import assert_moe_close
 
 
 def case_of(name: str, **changes: Any) -> Case:
@@ -243,3 +244,10 @@ def test_a_kernel_is_given_the_schemes_that_it_takes() -> None:
     numerics = Numerics(a1_quant=Quantizer(static=True))
     with pytest.raises(UsageError, match="must need a1_scale"):
         describe(scaled, op="fused_experts", backend="numpy", quantizations=blocks, numerics=numerics)
+
+
+def test_tests_of_other_projects_are_told_to_give_plain_weights() -> None:
+    case = case_of("fp8-block")
+    inputs = case.inputs()
+    with pytest.raises(UsageError, match=r"Quantised weights \(w13_scale, w2_scale\)"):
+        assert_moe_close(np.zeros((6, 152), np.float32), inputs, op="fused_experts")
