@@ -11,6 +11,8 @@ from .index_add import local_ids
 from .plan import expert_counts as count
 
 TRANSPOSED = moecheck.WeightLayout(transposed=True)  # as the right side of a product
+# As TensorRT-LLM and FlashInfer prepare weights: up rows first, both widths filled up to whole tiles.
+PREPARED = moecheck.WeightLayout(gate_up="up_first", transposed=True, hidden_multiple=64, intermediate_multiple=64)
 
 
 @moecheck.kernel(
@@ -46,7 +48,7 @@ def batched_experts(
     name="torch/batched",
     numerics=moecheck.Numerics(gate_up=INPUT, act_times_up=INPUT, per_expert=INPUT),
     deterministic=True,
-    weight_layout=TRANSPOSED,
+    weight_layout=PREPARED,
 )
 def fused_experts(
     *,
@@ -62,9 +64,9 @@ def fused_experts(
 ) -> torch.Tensor:
     """Tokens copied to their experts' rows, the experts, and the weighted sum of each token's slots.
 
-    hidden_states: [T, H]. w13: [L, H, 2I or I]. w2: [L, I, H]. topk_weights: [T, top_k] float32.
+    hidden_states: [T, H]. w13: [L, H, 2I or I], up first. w2: [L, I, H]. topk_weights: [T, top_k] float32.
     topk_ids: [T, top_k] int32. w13_bias: [L, 2I or I]. w2_bias: [L, H]. expert_map: [E] int32, global to local id.
-    Returns [T, H].
+    H and I are multiples of 64. Returns [T, H].
     """
     if spec.weight_on_input:
         raise moecheck.Unsupported("weights the experts' outputs, not their inputs")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from moecheck.formats import AnyArray
-from tests.kernels.layouts import as_declared
+from tests.kernels.layouts import as_declared, cut
 
 
 def to_torch(values: AnyArray) -> torch.Tensor:
@@ -41,6 +41,6 @@ def numpy_call(kernel: Callable[..., Any]) -> Callable[..., Any]:
         out = kernel(**given)
         if isinstance(out, tuple):
             return tuple(None if value is None else to_numpy(value) for value in out)
-        return to_numpy(out)
+        return cut(kernel, arguments, to_numpy(out))
 
     return call
