@@ -16,6 +16,7 @@ from moecheck.oracle import Oracle, call_reference, reference_modules
 Ids = npt.NDArray[np.integer[Any]]
 OWN_ULPS = 0.6  # standard deviation of four independent roundings to nearest, in ulps of the result
 ROUTER_INPUTS = ("router_logits", "correction_bias", "per_expert_scale")
+HASH_INPUTS = ("token_ids", "tid2eid")
 
 
 class Slots(NamedTuple):
@@ -120,8 +121,9 @@ def with_slots(call: Call, *, weights: Float64 | None = None, ids: Ids | None = 
 
 
 def router_arguments(call: Call) -> dict[str, Any]:
-    """The arguments of the topk_routing reference for this call."""
-    return {"spec": call.case.spec.routing, **{n: call.inputs[n] for n in ROUTER_INPUTS if n in call.inputs}}
+    """The arguments of the topk_routing reference for this call; the table of tokens only where it chooses by it."""
+    names = ROUTER_INPUTS if call.case.spec.routing.selection != "hash" else (*ROUTER_INPUTS, *HASH_INPUTS)
+    return {"spec": call.case.spec.routing, **{name: call.inputs[name] for name in names if name in call.inputs}}
 
 
 def value(mutation: Mutation) -> Float64:

@@ -105,6 +105,7 @@ KINDS = {
     "gemm": "GEMM",
     "rounding": "GEMM",
     "quantisation": "quantisation",
+    "quantised_weights": "quantisation",
     "plumbing": "plumbing",
     "structure": "plumbing",
 }

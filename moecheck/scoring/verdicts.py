@@ -38,11 +38,11 @@ def judged(case: Case, outputs: tuple[AnyArray, ...], oracle: Oracle, variant: V
     told = variant.judged_under
     found = judge(case, outputs, oracle, LIMITS, told, tie=tie, declared=variant.declared).judgements
     failing = [one for one in found if one.verdict in FAILURES]
-    names = {name for one in failing for name in _names(one, case)}
+    names = {name for one in failing for name in names_of(one, case)}
     return Judged(verdict=verdict_of(found), checks=frozenset(names), message=failing[0].message if failing else "")
 
 
-def _names(judgement: Judgement, case: Case) -> set[str]:
+def names_of(judgement: Judgement, case: Case) -> set[str]:
     """`values`, `exact probe`, `statistics: slope_error`, ..."""
     if judgement.check == "values" and case.stratum in ("integer", "one_hot"):
         return {"exact probe" if case.stratum == "integer" else "activation probe"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moecheck.cases import Case
+from moecheck.quantization import SCHEMES
 from moecheck.spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec
 
 SIZES = {"num_tokens": 20, "num_experts": 8, "hidden_size": 72, "intermediate_size": 40}
@@ -79,6 +80,16 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("fused_experts", num_tokens=2),
         case("fused_experts", num_tokens=40, load="skewed"),
         case("fused_experts", stratum="zero_rows"),
+        *(
+            case(
+                "fused_experts",
+                experts=ExpertSpec(quantization=SCHEMES[name]),
+                hidden_size=160,
+                intermediate_size=136,
+                dtype="fp32",
+            )
+            for name in ("fp8-block", "fp8-channel", "int4-group32", "int4-group64-zeros", "mxfp4", "nvfp4-swizzled")
+        ),
         case("fused_experts", TOP2, hidden_size=96, intermediate_size=264),
         case("fused_experts", stratum="one_hot", dtype="fp32"),
     ),
