@@ -134,7 +134,7 @@ def test_elementwise_criteria_agree_with_torch(seed: int, atol: float, rtol: flo
 def test_ids_of_a_router() -> None:
     weights, ids = np.array([[0.5, 0.5]]), np.array([[3, 1]], np.int32)
     turned = ids[:, ::-1]
-    exact, as_sets, unchecked = (Criterion(atol=0.1, ids=rule) for rule in ("exact", "sorted", "unchecked"))  # type: ignore[arg-type]  # names of rules
+    exact, as_sets, unchecked = (Criterion(atol=0.1, ids=rule) for rule in ("exact", "sorted", "unchecked"))
     assert exact.accepts((weights, ids), (weights, ids))
     assert not exact.accepts((weights, turned), (weights, ids))
     assert as_sets.accepts((weights, turned), (weights, ids))
