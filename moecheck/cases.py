@@ -13,7 +13,7 @@ from typing import Any, Literal
 from .errors import CaseError, MoecheckError, SpecError, check_known, near
 from .formats import FORMATS
 from .ops import OPS
-from .spec import MoESpec
+from .spec import LATER, MoESpec, identity
 
 Layout = Literal["contiguous", "strided"]
 MapStyle = Literal["linear", "round_robin", "shuffled"]
@@ -28,6 +28,8 @@ STRATA = {
     "one_hot": "one-hot tokens and identity matrices: the output is the activation, read value by value",
     "zero_rows": "tokens that are entirely zero among others that are not",
 }
+# Those whose values survive in few bits.
+QUANTISED_STRATA = ("random", "positive", "outlier", "zero_rows")
 # Which experts the tokens go to (ops that take topk_ids).
 LOADS = {
     "random": "distinct experts drawn uniformly",
@@ -35,6 +37,7 @@ LOADS = {
     "one_expert": "every token goes to the same top_k experts",
     "block_edges": "expert counts at a block size - 1, + 0, + 1, and 0",
     "padding": "padding ids -1: whole tokens and single slots",
+    "padding_zero": "padding as expert 0 at weight 0: whole tokens",
 }
 # What the router logits look like (ops that take router_logits).
 LOGITS = {
@@ -56,6 +59,7 @@ class Case:
     map_style: which these are: the `linear` last ones, every so-many-th (`round_robin`), or any in any order.
     block_size: of align_block_size. stratum: key of STRATA. load: key of LOADS or LOGITS, by what the op takes.
     layout: `strided` passes rows that are wider in memory than their width. hidden_scale: permute's optional argument.
+    latent_size: width of the routed experts of a spec with latent_experts, 0 without.
     seed: drawn numbers are a function of this record. name, reason: of a curated case; not part of its identity.
     """
 
@@ -74,6 +78,7 @@ class Case:
     load: str = "random"
     layout: Layout = "contiguous"
     hidden_scale: bool = False
+    latent_size: int = field(default=0, metadata=LATER)
     seed: int = 0
     name: str = ""
     reason: str = ""
@@ -98,6 +103,7 @@ class Case:
             ("hidden_size", 1),
             ("intermediate_size", 1),
             ("shared_intermediate_size", 0),
+            ("latent_size", 0),
             ("block_size", 1),
         ):
             value = getattr(self, size)
@@ -113,7 +119,27 @@ class Case:
                 f"shared_experts={self.spec.shared_experts!r} contradicts "
                 f"shared_intermediate_size={self.shared_intermediate_size}."
             )
+        if self.spec.latent_experts != (self.latent_size > 0):
+            raise CaseError(f"latent_experts={self.spec.latent_experts} contradicts latent_size={self.latent_size}.")
+        self._check_quantization()
         self.spec.routing.check_num_experts(self.num_experts)
+
+    def _check_quantization(self) -> None:
+        quantization = self.spec.experts.quantization
+        if quantization is None:
+            return
+        if self.op != "fused_experts":
+            raise CaseError(f"Quantised weights are of fused_experts, not of {self.op}.")
+        if self.stratum not in QUANTISED_STRATA:
+            raise CaseError(
+                f"stratum={self.stratum!r} is lost in quantised weights; use {', '.join(QUANTISED_STRATA)}."
+            )
+        odd = self.hidden_size % 2 or self.intermediate_size % 2
+        if quantization.packed and odd:
+            raise CaseError(
+                f"hidden_size={self.hidden_size} and intermediate_size={self.intermediate_size} must be even for "
+                f"{quantization.weights}, two of which share a byte."
+            )
 
     @property
     def loads(self) -> dict[str, str]:
@@ -148,7 +174,7 @@ class Case:
     def elements(self) -> int:
         """Number of expert weights, the size that decides about time and memory."""
         local = self.num_local_experts or self.num_experts
-        return local * 3 * self.hidden_size * self.intermediate_size
+        return local * 3 * (self.latent_size or self.hidden_size) * self.intermediate_size
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: nested dictionaries of JSON values."""
@@ -182,7 +208,7 @@ class Case:
 
 @lru_cache(maxsize=1 << 14)
 def _digest(case: Case) -> str:
-    data = {name: value for name, value in case.to_json().items() if name not in ("name", "reason")}
+    data = {name: value for name, value in identity(case).items() if name not in ("name", "reason")}
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

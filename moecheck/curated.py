@@ -7,16 +7,30 @@ from functools import lru_cache
 
 from .cases import Case
 from .curated_rows import BY_OP, COMMON, TOP2
+from .curated_semantics import SEMANTICS
 from .errors import check_known
 from .models import MODELS, model_case
+from .ops import OPS
+from .quantised_cases import quantised_cases
+from .quantization import Quantization
+from .semantic_strategies import OPS as SEMANTIC_OPS
+from .semantic_strategies import semantic_cases
 from .spec import MoESpec
 from .strategies import draw_cases, moe_cases
 
 DRAWN = {"quick": 2, "default": 12, "nightly": 100}
 DRAWN_HEAVY = {"quick": 2, "default": 6, "nightly": 100}
 PROFILES = tuple(DRAWN)
+# Cases of rarer semantics (moecheck.semantic_strategies), an op at a time.
+SEMANTIC: dict[str, dict[str, int]] = {
+    "quick": {},
+    "default": {"topk_routing": 16, "act_and_mul": 6, "fused_experts": 1, "moe_layer": 4},
+    "nightly": {"topk_routing": 200, "act_and_mul": 60, "fused_experts": 30, "moe_layer": 60},
+}
 # Ops whose cases hold experts' weights; a case of another op costs a fifth or a tenth, so more of them are drawn.
-HEAVY_OPS = ("fused_experts", "moe_layer", "grouped_gemm")
+HEAVY_OPS = ("fused_experts", "expert_outputs", "batched_experts", "moe_layer", "grouped_gemm")
+# Half as many of ops whose maths is that of fused_experts.
+OF_ROWS = ("expert_outputs", "batched_experts")
 CHEAPER = {"act_and_mul": 4, "unpermute": 4}
 CHEAPEST = 8
 # Distinct shapes for kernels that are compiled anew for each (seconds a time).
@@ -47,14 +61,22 @@ def cases_for(
     examples: int | None = None,
     specs: tuple[MoESpec, ...] = (),
     dtypes: tuple[str, ...] = DTYPES,
+    quantizations: tuple[Quantization, ...] = (),
+    plain_weights: bool = True,
 ) -> list[Case]:
     """The cases of one op: curated ones, models' layers and drawn ones.
 
     small: for kernels under an interpreter. model: only this model's layer. examples: number of drawn cases, the
     profile's when None. specs: the only semantics wanted. dtypes: the only formats wanted; a named case of another
-    format is run in the first of these. Raises UsageError for an unknown profile or model.
+    format is run in the first of these. quantizations: schemes of which there are cases, too; plain_weights: whether
+    there are cases without. Raises UsageError for an unknown profile or model.
     """
     check_known("profile", profile, PROFILES)
+    quantised = quantised_cases(
+        quantizations, profile=profile, seed=seed, dtypes=dtypes, small=small, examples=examples
+    )
+    if not plain_weights:
+        return quantised
     cases = _curated(op, seed)
     if model is not None:
         check_known("model", model, MODELS)
@@ -72,15 +94,31 @@ def cases_for(
     if small:
         cases = [_small(case) for case in cases]
     usual = DRAWN_HEAVY[profile] if op in HEAVY_OPS else DRAWN[profile] * CHEAPER.get(op, CHEAPEST)
+    usual = (usual + 1) // 2 if op in OF_ROWS else usual
     count = usual if examples is None else examples
     drawn = list(_drawn(op, small, count // 2 if small else count, seed))
     if specs:
         drawn = [case for i, d in enumerate(drawn) if (case := _under(d, specs[i % len(specs)], own=False)) is not None]
+    elif op in SEMANTIC_OPS:
+        some = SEMANTIC[profile].get(op, 0) if examples is None else examples // 4
+        drawn += _drawn_semantics(op, small, some // 2 if small else some, seed)
     cases += [case if case.dtype in dtypes else replace(case, dtype=dtypes[0]) for case in drawn]
+    cases += quantised
     distinct: dict[str, Case] = {}
     for case in cases:
         distinct.setdefault(case.digest, case)
     return list(distinct.values())
+
+
+def draw_ahead(op: str | None, *, profile: str, seed: int, examples: int | None) -> None:
+    """Draw the cases of an op, or of all ops, so that `cases_for` has them ready."""
+    for name in OPS if op is None else (op,):
+        cases_for(name, profile=profile, seed=seed, examples=examples)
+
+
+@lru_cache(maxsize=64)
+def _drawn_semantics(op: str, small: bool, count: int, seed: int) -> tuple[Case, ...]:
+    return tuple(draw_cases(semantic_cases(op, small=small), count, seed))
 
 
 @lru_cache(maxsize=64)
@@ -110,7 +148,7 @@ def _under(case: Case, spec: MoESpec, *, own: bool = True) -> Case | None:
         return None
     routing = spec.routing
     groups = routing.num_expert_groups
-    experts = max(case.num_experts, groups * max(2, -(-routing.top_k // routing.topk_groups)))
+    experts = max(case.num_experts, routing.least_experts)
     experts += -experts % groups
     shared = case.shared_intermediate_size or case.intermediate_size
     return replace(
@@ -118,6 +156,7 @@ def _under(case: Case, spec: MoESpec, *, own: bool = True) -> Case | None:
         spec=spec,
         num_experts=experts,
         shared_intermediate_size=shared if spec.shared_experts != "none" else 0,
+        latent_size=(case.latent_size or case.intermediate_size) if spec.latent_experts else 0,
         stratum="random" if case.stratum == "integer" else case.stratum,
     )
 
@@ -125,7 +164,7 @@ def _under(case: Case, spec: MoESpec, *, own: bool = True) -> Case | None:
 def _small(case: Case) -> Case:
     """The same case at a size that an interpreter can run: fewer tokens, experts and columns, ragged tails kept."""
     routing = case.spec.routing
-    experts = min(case.num_experts, max(8, routing.num_expert_groups * 2, routing.top_k))
+    experts = min(case.num_experts, max(8, routing.num_expert_groups * 2, routing.least_experts))
     if routing.num_expert_groups > 1:
         experts = routing.num_expert_groups * max(2, -(-routing.top_k // routing.topk_groups))
     experts += routing.num_expert_groups if case.num_experts & (case.num_experts - 1) else 0
@@ -138,6 +177,7 @@ def _small(case: Case) -> Case:
         hidden_size=_narrow(case.hidden_size, 64),
         intermediate_size=_narrow(case.intermediate_size, 32),
         shared_intermediate_size=_narrow(case.shared_intermediate_size, 32),
+        latent_size=_narrow(case.latent_size, 32),
     )
 
 
@@ -146,7 +186,7 @@ def _narrow(size: int, most: int) -> int:
 
 
 def _curated(op: str, seed: int) -> list[Case]:
-    rows = [*COMMON, *BY_OP[op]]
+    rows = [*COMMON, *BY_OP[op], *SEMANTICS.get(op, [])]
     return [
         Case(op=op, name=name, reason=reason, seed=seed, **{"spec": TOP2, **changes})  # type: ignore[arg-type]
         for name, reason, changes in rows

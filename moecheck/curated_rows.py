@@ -234,6 +234,11 @@ _ROUTER_ONLY: list[Row] = [
         },
     ),
     (
+        "zero-experts",
+        "LongCat: the last ids stand for no expert at all",
+        {"num_experts": 12, "dtype": "fp32", "spec": _routing(top_k=4, correction_bias="select", num_zero_experts=4)},
+    ),
+    (
         "sparsemixer",
         "Phi-3.5's two rounds with a threshold",
         {"num_experts": 16, "dtype": "fp32", "spec": _routing(top_k=2, selection="sparsemixer")},
@@ -293,6 +298,75 @@ _LAYERS: list[Row] = [
         },
     ),
 ]
+# Layers of real models whose parts are tested one by one elsewhere: here they meet.
+_WHOLE_LAYERS: list[Row] = [
+    (
+        "layer-scaled-gelu",
+        "Gemma-4: a scale per expert and gelu by tanh, no size a multiple of a tile",
+        {
+            "dtype": "fp32",
+            "num_experts": 16,
+            "hidden_size": 150,
+            "intermediate_size": 136,
+            "spec": MoESpec(
+                routing=RoutingSpec(top_k=4, renormalize=True, per_expert_scale=True),
+                experts=ExpertSpec(activation="gelu_tanh"),
+            ),
+        },
+    ),
+    (
+        "layer-sparsemixer",
+        "Phi-3.5's routing, with gelu by the error function",
+        {
+            "dtype": "fp32",
+            "num_experts": 16,
+            "spec": MoESpec(
+                routing=RoutingSpec(top_k=2, selection="sparsemixer"), experts=ExpertSpec(activation="gelu")
+            ),
+        },
+    ),
+    (
+        "layer-zero-experts",
+        "LongCat: experts that hand the token on, chosen by softmax scores and a bias",
+        {
+            "dtype": "fp32",
+            "num_experts": 12,
+            "spec": _routing(top_k=4, correction_bias="select", routed_scaling_factor=6.0, num_zero_experts=4),
+        },
+    ),
+    (
+        "layer-relu2",
+        "Nemotron-3: squared relu without a gate, sigmoid scores, a bias and a shared expert",
+        {
+            "dtype": "fp32",
+            "num_experts": 16,
+            "shared_intermediate_size": 64,
+            "spec": MoESpec(
+                routing=RoutingSpec(
+                    top_k=4,
+                    scoring="sigmoid",
+                    correction_bias="select",
+                    renormalize=True,
+                    routed_scaling_factor=2.5,
+                ),
+                experts=ExpertSpec(activation="relu2", gated=False),
+                shared_experts="ungated",
+            ),
+        },
+    ),
+    (
+        "layer-clamps",
+        "clamps behind the activation, and experts in groups by softmax scores",
+        {
+            "dtype": "fp32",
+            "num_experts": 16,
+            "spec": MoESpec(
+                routing=RoutingSpec(top_k=4, num_expert_groups=4, topk_groups=2, routed_scaling_factor=16.0),
+                experts=ExpertSpec(swiglu_limit=7.0, limit_position="after"),
+            ),
+        },
+    ),
+]
 BY_OP: dict[str, list[Row]] = {
     "topk_routing": [*_ROUTING, *_ROUTER_ONLY],
     "align_block_size": [
@@ -301,6 +375,7 @@ BY_OP: dict[str, list[Row]] = {
         *_MANY,
         ("large-blocks", "most of a block is padding", {"block_size": 128, "num_experts": 64}),
     ],
+    "expert_counts": [*_LOADED, *_MAPPED, *_MANY],
     "permute": [
         *_LOADED,
         *_MAPPED,
@@ -343,5 +418,14 @@ BY_OP: dict[str, list[Row]] = {
         ),
         ("many-slots", "eight experts per token", {"spec": _experts(ExpertSpec(), 8), "num_experts": 32}),
     ],
-    "moe_layer": [*_ROUTING[2:4], *_LAYERS, *_VALUES[2:], ("ties", "exact ties", {"load": "ties", "num_experts": 32})],
+    "batched_experts": [_LOADED[0], _LOADED[3], _VALUES[0], _ACTIVATIONS[2]],
+    "expert_outputs": [*_LOADED[:1], *_LOADED[3:], *_MAPPED[:2], *_VALUES[:2], *_ACTIVATIONS[2:3]],
+    "moe_layer": [
+        *_ROUTING[2:4],
+        *(row for row in _ROUTING if row[0] == "grouped-negative"),
+        *_LAYERS,
+        *_WHOLE_LAYERS,
+        *_VALUES[2:],
+        ("ties", "exact ties", {"load": "ties", "num_experts": 32}),
+    ],
 }

@@ -47,6 +47,6 @@ def drawn_experts(case: Case) -> tuple[DrawnExperts, DrawnExperts]:
     weights = ExpertWeights(case)
     rows = case.intermediate_size * (2 if case.spec.experts.gated else 1)
     return (
-        DrawnExperts(weights.w13_float64, (weights.count, rows, case.hidden_size)),
-        DrawnExperts(weights.w2_float64, (weights.count, case.hidden_size, case.intermediate_size)),
+        DrawnExperts(weights.w13_float64, (weights.count, rows, weights.width)),
+        DrawnExperts(weights.w2_float64, (weights.count, weights.width, case.intermediate_size)),
     )

@@ -12,12 +12,15 @@ from . import draw
 from .cases import Case
 from .errors import CaseError
 from .formats import AnyArray, store
+from .gate_up import gate_up_rows
 from .ops import OPS
 from .probes import gates_and_ups
+from .quantized_inputs import quantized_arrays, static_scales
 from .routing_inputs import correction_bias, router_logits, topk_ids, topk_weights
 from .weights import ExpertWeights, hidden_states, pre_activation
 
 Int32 = npt.NDArray[np.int32]
+VOCABULARY = 97  # token ids of a hash table; tokens share some of them
 
 
 def build(case: Case) -> dict[str, Any]:
@@ -37,6 +40,11 @@ def _router_extras(case: Case) -> dict[str, Any]:
     if case.spec.routing.per_expert_scale:
         scale = 0.5 + 1.5 * draw.uniforms((case.key, "per_expert_scale"), (case.num_experts,))
         extras["per_expert_scale"] = scale.astype(np.float32)
+    if case.spec.routing.selection == "hash":
+        table = draw.orders((case.key, "tid2eid"), VOCABULARY, case.num_experts)[:, : case.spec.routing.top_k]
+        token_ids = draw.integers((case.key, "token_ids"), (case.num_tokens,), below=VOCABULARY)
+        extras["token_ids"] = token_ids.astype(np.int32)
+        extras["tid2eid"] = np.ascontiguousarray(table, dtype=np.int32)
     return extras
 
 
@@ -85,10 +93,25 @@ def _problem_sizes(case: Case) -> dict[str, Any]:
     }
 
 
+def _expert_counts(case: Case) -> dict[str, Any]:
+    return {"topk_ids": topk_ids(case), "num_experts": case.num_experts, **_expert_map(case)}
+
+
 def _shuffle_rows(case: Case) -> dict[str, Any]:
     rows = case.num_tokens * case.spec.routing.top_k if case.num_tokens else 0
     row_map = draw.integers((case.key, "row_map"), (rows,), below=max(case.num_tokens, 1))
     return {"x": _layout(case, hidden_states(case)), "row_map": row_map.astype(np.int32)}
+
+
+def _batched_experts(case: Case) -> dict[str, Any]:
+    """Each expert's tokens first among its rows, then NaN; one row more than the busiest expert needs."""
+    ids, x = topk_ids(case), hidden_states(case)
+    counts = np.bincount(ids[ids >= 0], minlength=case.num_experts)
+    rows = np.full((case.num_experts, int(counts.max()) + 1, case.hidden_size), np.nan, dtype=x.dtype)
+    for expert in range(case.num_experts):
+        rows[expert, : counts[expert]] = x[np.nonzero(ids == expert)[0]]
+    arrays = _expert_arrays(case, ExpertWeights(case))
+    return {"hidden_states": _layout(case, rows), "expert_counts": counts.astype(np.int32), **arrays}
 
 
 def _grouped_gemm(case: Case) -> dict[str, Any]:
@@ -122,28 +145,38 @@ def _probes(case: Case) -> AnyArray:
     gates, ups = (part.reshape(shape) for part in gates_and_ups(shape[0] * shape[1], case.dtype))
     if not case.spec.experts.gated:
         return store(gates, case.dtype)
-    if case.spec.experts.gate_up_layout == "interleaved":
-        return store(np.stack([gates, ups], axis=2).reshape(shape[0], -1), case.dtype)
-    return store(np.concatenate([gates, ups], axis=1), case.dtype)
+    columns = np.concatenate(gate_up_rows(case.spec.experts.gate_up_layout, shape[1]))
+    both = np.empty((shape[0], 2 * shape[1]))
+    both[:, columns] = np.concatenate([gates, ups], axis=1)
+    return store(both, case.dtype)
 
 
 def _fused_experts(case: Case) -> dict[str, Any]:
-    weights = ExpertWeights(case)
+    weights, rows = ExpertWeights(case), hidden_states(case)
     return {
-        "hidden_states": _layout(case, hidden_states(case)),
+        "hidden_states": _layout(case, rows),
         "topk_weights": topk_weights(case),
         "topk_ids": topk_ids(case),
         **_expert_arrays(case, weights),
         **_expert_map(case),
+        **static_scales(case, rows),
     }
+
+
+def _expert_outputs(case: Case) -> dict[str, Any]:
+    return {name: value for name, value in _fused_experts(case).items() if name != "topk_weights"}
 
 
 def _expert_arrays(case: Case, weights: ExpertWeights) -> dict[str, Any]:
     spec, count = case.spec.experts, weights.count
-    arrays: dict[str, Any] = {
-        "w13": _stack([weights.w13(e) for e in range(count)]),
-        "w2": _stack([weights.w2(e) for e in range(count)]),
-    }
+    arrays: dict[str, Any]
+    if spec.quantization is not None:
+        arrays = dict(quantized_arrays(case, weights))
+    else:
+        arrays = {
+            "w13": _stack([weights.w13(e) for e in range(count)]),
+            "w2": _stack([weights.w2(e) for e in range(count)]),
+        }
     if spec.w13_bias:
         arrays["w13_bias"] = weights.w13_bias()
     if spec.w2_bias:
@@ -164,6 +197,8 @@ def _moe_layer(case: Case) -> dict[str, Any]:
         inputs["shared_w13"], inputs["shared_w2"] = weights.shared_w13(), weights.shared_w2()
     if case.spec.shared_experts == "gated":
         inputs["shared_gate"] = _rows(case, "shared_gate", 1, case.hidden_size, case.hidden_size**-0.5)[0]
+    if case.spec.latent_experts:
+        inputs["latent_down"], inputs["latent_up"] = weights.latent_down(), weights.latent_up()
     return inputs
 
 
@@ -201,10 +236,10 @@ def _layout(case: Case, array: AnyArray) -> AnyArray:
     """The array itself, or a view of equal values whose rows lie further apart, with NaN in between."""
     if case.layout == "contiguous":
         return array
-    rows, width = array.shape
-    wide = np.full((rows, width + 32), np.nan, dtype=array.dtype)
-    wide[:, :width] = array
-    return wide[:, :width]
+    *rows, width = array.shape
+    wide = np.full((*rows, width + 32), np.nan, dtype=array.dtype)
+    wide[..., :width] = array
+    return wide[..., :width]
 
 
 _BUILDERS = {
@@ -217,6 +252,9 @@ _BUILDERS = {
     "grouped_gemm": _grouped_gemm,
     "act_and_mul": _act_and_mul,
     "fused_experts": _fused_experts,
+    "expert_outputs": _expert_outputs,
+    "batched_experts": _batched_experts,
+    "expert_counts": _expert_counts,
     "moe_layer": _moe_layer,
 }
 assert _BUILDERS.keys() == OPS.keys(), "each op needs a builder"

@@ -10,8 +10,10 @@ from typing import Literal, TypeVar
 from .errors import UsageError, check_known
 from .formats import FORMATS
 from .numerics import Numerics
-from .ops import OPS
+from .ops import ALTERNATIVES, OPS
+from .quantization import SCHEMES, Quantization
 from .spec import MoESpec
+from .weight_layout import WeightLayout
 
 Backend = Literal["numpy", "torch", "triton", "cuda", "jax", "pallas_tpu"]
 BACKENDS = ("numpy", "torch", "triton", "cuda", "jax", "pallas_tpu")
@@ -27,7 +29,8 @@ class Declaration:
     numerics: its declared rounding points, None when undeclared. deterministic, batch_invariant: declared capabilities,
     None when undeclared. tie: the declared rule for equal routing scores. specs: the only semantics that it
     implements, () when it reads them from its `spec` argument. arguments: what its signature names,
-    required: those of them without a default.
+    required: those of them without a default. weight_layout: how it wants weights, None for the plain arrangement.
+    quantizations: how the weights that it takes may be quantised, () for plain ones only.
     origin: file:line of the function. spec_string: how a child process finds it again.
     """
 
@@ -44,6 +47,8 @@ class Declaration:
     required: tuple[str, ...]
     origin: str
     spec_string: str
+    weight_layout: WeightLayout | None = None
+    quantizations: tuple[Quantization, ...] = ()
 
 
 def kernel(
@@ -57,11 +62,16 @@ def kernel(
     batch_invariant: bool | None = None,
     tie: TieRule | None = None,
     specs: tuple[MoESpec, ...] = (),
+    weight_layout: WeightLayout | None = None,
+    quantizations: tuple[Quantization, ...] = (),
 ) -> Callable[[F], F]:
     """Declare the decorated function as a kernel under test for `op`; the function itself is returned unchanged.
 
     The function takes arrays of its backend by the names of `moecheck.ops.OPS[op]`, may take `spec` (the op's part
     of the MoESpec) and `out` (a poisoned output array), and returns the op's outputs in order.
+    weight_layout: weights arrive so arranged, and `spec.gate_up_layout` says the same of gate and up.
+    quantizations: schemes (moecheck.quantization) of the weights that it takes; plain ones are among them where it has
+    defaults for the scales. A kernel that names `w13_scale` and no schemes is tried on all of them.
     Raises UsageError for an unknown op, backend or dtype.
     """
     check_known("op", op, OPS)
@@ -81,6 +91,8 @@ def kernel(
             batch_invariant=batch_invariant,
             tie=tie,
             specs=specs,
+            weight_layout=weight_layout,
+            quantizations=quantizations,
         )
         function.__moecheck__ = declaration  # type: ignore[attr-defined]  # functions take attributes
         return function
@@ -100,6 +112,8 @@ def describe(
     batch_invariant: bool | None = None,
     tie: TieRule | None = None,
     specs: tuple[MoESpec, ...] = (),
+    weight_layout: WeightLayout | None = None,
+    quantizations: tuple[Quantization, ...] = (),
 ) -> Declaration:
     """The Declaration of a plain function; raises UsageError when its signature cannot serve `op`."""
     if numerics is not None and numerics.accumulate.startswith("hopper-fp8") and not numerics.requantises:
@@ -107,7 +121,11 @@ def describe(
             f"{function.__name__} declares accumulate={numerics.accumulate!r}, which is of fp8 operands; declare "
             "a1_quant or a2_quant with it."
         )
+    _check_layout(function.__name__, op, weight_layout)
     arguments, required = _argument_names(function, op)
+    if not quantizations and weight_layout is None and "w13_scale" in arguments:
+        quantizations = tuple(SCHEMES.values())
+    _check_quantised(function.__name__, numerics, quantizations, weight_layout, arguments, required)
     code = inspect.unwrap(function).__code__
     qualified = f"{function.__module__}:{function.__name__}"
     return Declaration(
@@ -120,6 +138,8 @@ def describe(
         batch_invariant=batch_invariant,
         tie=tie,
         specs=specs,
+        weight_layout=weight_layout,
+        quantizations=quantizations,
         arguments=arguments,
         required=required,
         origin=f"{code.co_filename}:{code.co_firstlineno}",
@@ -127,8 +147,42 @@ def describe(
     )
 
 
+def _check_layout(name: str, op: str, layout: WeightLayout | None) -> None:
+    """Raise UsageError where the op has nothing to arrange so."""
+    if layout is None:
+        return
+    names = OPS[op].arg_names
+    if op == "grouped_gemm" and layout != WeightLayout(transposed=layout.transposed):
+        raise UsageError(f"{name} declares {layout}; of grouped_gemm's weights only `transposed` can be chosen.")
+    if not {"w13", "w"} & set(names):
+        raise UsageError(f"{name} declares a weight_layout, and {op} takes no weights.")
+
+
+def _check_quantised(
+    name: str,
+    numerics: Numerics | None,
+    quantizations: tuple[Quantization, ...],
+    layout: WeightLayout | None,
+    arguments: tuple[str, ...],
+    required: tuple[str, ...],
+) -> None:
+    """Raise UsageError for schemes without their arguments, and for static quantisers without their scales."""
+    for quantization in quantizations:
+        if not isinstance(quantization, Quantization):
+            raise UsageError(f"{name} declares the quantization {quantization!r}, which is no moecheck.Quantization.")
+        if not {"w13_scale", "w2_scale"} <= set(arguments):
+            raise UsageError(f"{name} declares {quantization.words()}, and takes no w13_scale and w2_scale.")
+    if quantizations and layout is not None:
+        raise UsageError(f"{name} declares a weight_layout and quantised weights; blocks have no other layouts here.")
+    declared = numerics or Numerics()
+    for scale, quantizer in (("a1_scale", declared.a1_quant), ("a2_scale", declared.a2_quant)):
+        if quantizer is not None and quantizer.static and scale not in required:
+            raise UsageError(f"{name} declares a static quantiser, so it must need {scale}, without a default.")
+
+
 def _argument_names(function: Callable[..., object], op: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    known = {*OPS[op].arg_names, "spec", "out"}
+    others = {name for name, own in ALTERNATIVES.items() if own in OPS[op].arg_names}
+    known = {*OPS[op].arg_names, *others, "spec", "out"}
     taken, required = [], []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):

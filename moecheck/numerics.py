@@ -23,8 +23,9 @@ class Numerics:
     Each field from `scores` to `out` is a format name (`fp32`, `fp16`, `bf16`), or `input`: the dtype of the case's
     activations. `fp32` means that the value is kept in the fp32 accumulator, which the reference does not round.
 
-    scores: router scores. topk_weights: routing weights as multiplied. before_bias: a GEMM's output when it is stored
-    on its own before its bias is added. gate_up: output of the first GEMM. sigmoid: of silu, alpha * gate and its
+    scores: router scores. topk_weights: routing weights as multiplied. dequantised: expert weights that come as codes
+    (moecheck.quantization), as multiplied. before_bias: a GEMM's output when it is stored on its own before its bias is
+    added. gate_up: output of the first GEMM. sigmoid: of silu, alpha * gate and its
     sigmoid when they are stored on their own before the product with gate. act: act(gate) when it is stored on its own
     before the product with up. up: up + beta when it is stored on its own before that product. act_times_up: input of
     the second GEMM. per_expert: output of the second GEMM. weighted: topk_weight * per_expert. combine: each partial
@@ -36,6 +37,7 @@ class Numerics:
 
     scores: str = "fp32"
     topk_weights: str = "fp32"
+    dequantised: str = "fp32"
     before_bias: str = "fp32"
     gate_up: str = "fp32"
     sigmoid: str = "fp32"
@@ -89,6 +91,7 @@ STORES = tuple(f.name for f in fields(Numerics) if f.name not in ("combine_order
 # The lowest contract that a kernel may have without declaring it: every store in the dtype of the input,
 # scores, routing weights and combine in fp32.
 FLOOR = Numerics(
+    dequantised=INPUT,
     before_bias=INPUT,
     gate_up=INPUT,
     sigmoid=INPUT,

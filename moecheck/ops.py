@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["input", "float32", "int32", "int"]
+Kind = Literal["input", "float32", "int32", "int", "codes", "scale"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arg:
-    """One array or number of an op. kind: `input` is the case's dtype, `int` a Python integer, else a dtype."""
+    """One array or number of an op. kind: `input` is the case's dtype, `int` a Python integer, else a dtype.
+
+    `codes`, `scale`: as moecheck.quantization has them. Where weights are quantised, w13 and w2 are codes, too.
+    """
 
     name: str
     axes: tuple[str, ...]
@@ -44,13 +47,15 @@ def _op(name: str, summary: str, args: str, outputs: str) -> Op:
 
 
 # Axes: T tokens, H hidden, I intermediate, U rows of w13 (2I when gated), E experts, L local experts, k top_k,
-# k' top_k + fused shared slots, R permuted rows, S shared intermediate, V rows of shared_w13, n and K of a
-# GEMM, * free.
+# k' top_k + fused shared slots, R permuted rows, S shared intermediate, V rows of shared_w13, X width that the routed
+# experts work on (H, or narrower with latent_experts), D token ids, C rows that each expert has room for, n and
+# K of a GEMM, * free.
 _TABLE = (
     _op(
         "topk_routing",
         "choose top_k experts per token and weigh them",
-        "router_logits: input T E, correction_bias: float32 E, per_expert_scale: float32 E",
+        "router_logits: input T E, correction_bias: float32 E, per_expert_scale: float32 E, token_ids: int32 T, "
+        "tid2eid: int32 D k",
         "topk_weights: float32 T k', topk_ids: int32 T k'",
     ),
     _op(
@@ -58,6 +63,12 @@ _TABLE = (
         "sort (token, slot) pairs by expert into blocks of one expert each",
         "topk_ids: int32 T k, block_size: int, num_experts: int, expert_map: int32 E",
         "sorted_token_ids: int32 *, expert_ids: int32 *, num_tokens_post_padded: int32 1",
+    ),
+    _op(
+        "expert_counts",
+        "count the rows of each expert",
+        "topk_ids: int32 T k, num_experts: int, expert_map: int32 E",
+        "expert_counts: int32 E",
     ),
     _op(
         "permute",
@@ -90,16 +101,35 @@ _TABLE = (
         "fused_experts",
         "the experts of a layer, from ids and weights to the summed output",
         "hidden_states: input T H, w13: input L U H, w2: input L H I, topk_weights: float32 T k, topk_ids: int32 T k, "
-        "w13_bias: input L U, w2_bias: input L H, expert_map: int32 E",
+        "w13_bias: input L U, w2_bias: input L H, expert_map: int32 E, w13_scale: scale L * *, w2_scale: scale L * *, "
+        "w13_zeros: codes L * *, w2_zeros: codes L * *, w13_global_scale: float32 L, w2_global_scale: float32 L, "
+        "a1_scale: float32 *, a2_scale: float32 *",
         "out: input T H",
+    ),
+    _op(
+        "expert_outputs",
+        "each token's experts, neither weighted nor added up",
+        "hidden_states: input T H, w13: input L U H, w2: input L H I, topk_ids: int32 T k, w13_bias: input L U, "
+        "w2_bias: input L H, expert_map: int32 E",
+        "out: input T k H",
+    ),
+    _op(
+        "batched_experts",
+        "experts on rows that lie expert by expert, neither weighted nor added up",
+        "hidden_states: input E C H, w13: input E U H, w2: input E H I, expert_counts: int32 E, w13_bias: input E U, "
+        "w2_bias: input E H",
+        "out: input E C H",
     ),
     _op(
         "moe_layer",
         "a whole layer: routing, experts and shared experts",
         "hidden_states: input T H, router_logits: float32 T E, correction_bias: float32 E, "
-        "per_expert_scale: float32 E, w13: input E U H, w2: input E H I, shared_w13: input V H, "
-        "shared_w2: input H S, shared_gate: input H, w13_bias: input E U, w2_bias: input E H",
+        "per_expert_scale: float32 E, token_ids: int32 T, tid2eid: int32 D k, w13: input E U X, w2: input E X I, "
+        "shared_w13: input V H, shared_w2: input H S, shared_gate: input H, w13_bias: input E U, w2_bias: input E X, "
+        "latent_down: input X H, latent_up: input H X",
         "out: input T H",
     ),
 )
 OPS: dict[str, Op] = {op.name: op for op in _TABLE}
+# What a kernel may name in place of an op's argument, which it then gets in another convention (moecheck.placement).
+ALTERNATIVES = {"expert_mask": "expert_map"}

@@ -24,17 +24,21 @@ from .formats import Float64, ulp
 from .null_ensemble import VARIANTS, Ensemble, normal_numbers
 from .numerics import FLOOR, STORES, Numerics
 from .ops import OPS
+from .quantized_inputs import dequantised
 from .spec import ExpertSpec, MoESpec, RoutingSpec
 
 REFERENCES = "moecheck.references"
 # op -> the stores that its reference reads, where these are not all
 STORES_OF = {
+    "batched_experts": {"before_bias", "gate_up", "sigmoid", "act", "up", "act_times_up", "per_expert", "out"},
+    "expert_outputs": {"before_bias", "gate_up", "sigmoid", "act", "up", "act_times_up", "per_expert", "out"},
     "act_and_mul": {"sigmoid", "act", "up", "act_times_up", "out"},
     "grouped_gemm": {"before_bias", "out"},
     "unpermute": {"topk_weights", "weighted", "combine", "out"},
 }
 KEPT_INPUTS = 4
 KEPT_RESULTS = 16  # in memory, where a folder has them all
+EXACT_STORES = Numerics(out="fp32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +133,8 @@ def spec_part(op: str, spec: MoESpec) -> MoESpec | ExpertSpec | RoutingSpec | No
         "topk_routing": spec.routing,
         "act_and_mul": spec.experts,
         "fused_experts": spec.experts,
+        "expert_outputs": spec.experts,
+        "batched_experts": spec.experts,
         "moe_layer": spec,
     }
     return parts.get(op)
@@ -136,13 +142,16 @@ def spec_part(op: str, spec: MoESpec) -> MoESpec | ExpertSpec | RoutingSpec | No
 
 def essence(numerics: Numerics, case: Case) -> Numerics:
     """The contract with everything left out that does not matter on a case: contracts that agree there are equal."""
-    resolved, experts = numerics.resolve(case.dtype), case.spec.experts
+    resolved, spec = numerics.resolve(case.dtype), case.spec
+    experts = (spec.experts, spec.shared) if case.op == "moe_layer" else (spec.experts,)
     idle = set(STORES) - STORES_OF.get(case.op, set(STORES))
-    if not (experts.w13_bias or experts.w2_bias):
+    if not any(one.w13_bias or one.w2_bias for one in experts):
         idle.add("before_bias")
-    if experts.swiglu_beta == 0.0:
+    if not any(one.changes_up for one in experts):
         idle.add("up")
-    if experts.activation != "silu":
+    if experts[0].quantization is None:
+        idle.add("dequantised")
+    if all(one.activation != "silu" for one in experts):
         idle.add("sigmoid")
     changes = dict.fromkeys(idle, "fp32")
     if resolved.combine == "fp32":
@@ -176,12 +185,15 @@ class Oracle:
         self._load = load
 
     def inputs(self, case: Case) -> dict[str, Any]:
-        """The case's inputs; do not modify them. Those of the last few cases are kept."""
+        """The case's inputs as the references read them; do not modify them. Those of the last few cases are kept.
+
+        Quantised weights are the numbers that their codes stand for: a kernel's own arguments are `Case.inputs`.
+        """
         with self._lock_of(("inputs", case.key)):
             with self._lock:
                 if case.key in self._inputs:
                     return self._inputs[case.key]
-            loaded = self._load(case)
+            loaded = dequantised(case, self._load(case))
             with self._lock:
                 while len(self._inputs) >= KEPT_INPUTS:
                     del self._inputs[next(iter(self._inputs))]
@@ -221,7 +233,8 @@ class Oracle:
         """Bound on |out - true| of a value op's output that no rounding exceeds; None where none is known; not kept."""
         contract = (numerics or FLOOR).resolve(case.dtype)
         function = getattr(importlib.import_module(f"{REFERENCES}._hard_bound"), case.op, None)
-        if function is None or contract.accumulate != "fp32-rn":
+        quantised = case.spec.experts.quantization is not None  # its stores and saturation are not in the bound
+        if function is None or contract.accumulate != "fp32-rn" or quantised:
             return None
         bound: Float64 = call_reference(function, case, self.inputs(case), numerics=contract, dtype=case.dtype)
         return bound
@@ -255,8 +268,13 @@ class Oracle:
         about = about_true.about_rounded or (call(flips=True) if known else about_true)
         sigma, simulated = about_true.sigma, None
         ensembled = contract.requantises and hasattr(module, "variants")
-        if ensembled or routing:  # routing weights may all be equal, and so are the errors of their rounding
+        low_weights = contract.dequantised != "fp32" and case.spec.experts.quantization is not None
+        # Routing weights may all be equal, and so are the errors of their rounding; an expert's are all tokens' own.
+        if ensembled or routing or low_weights:
             apart = about.value - about_true.value
+            if low_weights and not known:
+                floor = replace(EXACT_STORES, dequantised=contract.dequantised)
+                apart = call_reference(getattr(module, case.op), case, inputs, numerics=floor) - about_true.value
             sigma = np.hypot(sigma, np.where(np.isfinite(apart), apart, 0.0))
         if ensembled:
             noise = module.Noise(VARIANTS, normal_numbers(case))

@@ -28,6 +28,7 @@ class Code:
 # of its numbers "subnormal", neighbours are 1 apart.
 CODES = {
     "fp8_e4m3fn": Code(precision=4, min_exponent=-6, max_value=448.0),
+    "fp8_e4m3fnuz": Code(precision=4, min_exponent=-7, max_value=240.0),
     "fp8_e5m2": Code(precision=3, min_exponent=-14, max_value=57344.0),
     "int8": Code(precision=7, min_exponent=6, max_value=127.0),
 }
@@ -35,12 +36,13 @@ CODES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantizer:
-    """A dynamic quantiser of a row of activations: q = round(x / s), s = max(amax, eps) / max_value, used as q s.
+    """A quantiser of a row of activations: q = round(x / s), s = max(amax, eps) / max_value, used as q s.
 
     format: a name in CODES. group: elements along the row that share a scale, the last group being shorter where the
     row ends; 0 for the whole row (one scale per token). scale: `float`, fp32 as computed; `power_of_two`: rounded up to
     the next power of two (UE8M0). division: `divide`, x / s; `multiply`, x times 1 / s rounded to fp32. eps: the least
-    amax.
+    amax. amax: `divide`, s = amax / max_value; `multiply`, amax times 1 / max_value rounded to fp32. static: s is not
+    computed but given, as a1_scale or a2_scale of the call; group, scale, eps and amax are then left at their defaults.
     """
 
     format: str = "fp8_e4m3fn"
@@ -48,6 +50,8 @@ class Quantizer:
     scale: ScaleFormat = "float"
     division: Division = "divide"
     eps: float = 1e-10
+    amax: Division = "divide"
+    static: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in CODES:
@@ -58,12 +62,28 @@ class Quantizer:
             raise SpecError(f"Quantizer.scale={self.scale!r} must be float or power_of_two.")
         if self.division not in ("divide", "multiply"):
             raise SpecError(f"Quantizer.division={self.division!r} must be divide or multiply.")
+        if self.amax not in ("divide", "multiply"):
+            raise SpecError(f"Quantizer.amax={self.amax!r} must be divide or multiply.")
+        if not isinstance(self.static, bool):
+            raise SpecError(f"Quantizer.static={self.static!r} must be true or false.")
+        if self.static and (self.group, self.scale, self.eps, self.amax) != (0, "float", 1e-10, "divide"):
+            raise SpecError("Quantizer.static=True is given its scale: leave group, scale, eps and amax out.")
         if not 0.0 < self.eps < float("inf"):
             raise SpecError(f"Quantizer.eps={self.eps} must be positive and finite.")
 
     def words(self) -> str:
         """`fp8 e4m3 in groups of 128 with float scales`."""
-        name = {"fp8_e4m3fn": "fp8 e4m3", "fp8_e5m2": "fp8 e5m2", "int8": "int8"}[self.format]
+        name = _WORDS[self.format]
         where = f"in groups of {self.group}" if self.group else "per token"
         scale = "float scales" if self.scale == "float" else "scales rounded up to powers of two"
-        return f"{name} {where} with {scale}" + (", multiplying by 1 / scale" if self.division == "multiply" else "")
+        what = f"{name} with the scale that is given" if self.static else f"{name} {where} with {scale}"
+        times = ", multiplying by 1 / scale" if self.division == "multiply" else ""
+        return what + (" of amax times 1 / largest" if self.amax == "multiply" else "") + times
+
+
+_WORDS = {
+    "fp8_e4m3fn": "fp8 e4m3",
+    "fp8_e4m3fnuz": "fp8 e4m3fnuz",
+    "fp8_e5m2": "fp8 e5m2",
+    "int8": "int8",
+}

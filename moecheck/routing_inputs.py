@@ -61,7 +61,15 @@ def topk_ids(case: Case) -> npt.NDArray[np.int32]:
     if case.load == "padding":
         chance = draw.integers((case.key, "padding"), (T, top_k + 1), below=8)
         ids = np.where((chance[:, :1] < 2) | (chance[:, 1:] < 1), np.int32(-1), ids)
+    if case.load == "padding_zero":
+        ids = np.where(_padding_tokens(case), np.int32(0), ids)
     return np.ascontiguousarray(ids, dtype=np.int32)
+
+
+def _padding_tokens(case: Case) -> npt.NDArray[np.bool_]:
+    """[T, 1]: one token in four, never the only one."""
+    chance = draw.integers((case.key, "padding_zero"), (case.num_tokens, 1), below=4)
+    return np.asarray((chance == 0) & (case.num_tokens > 1))
 
 
 def topk_weights(case: Case) -> npt.NDArray[np.float32]:
@@ -83,6 +91,8 @@ def topk_weights(case: Case) -> npt.NDArray[np.float32]:
         shares[shares.sum(axis=1) == 0] = 1.0
     sums = (0.5 + draw.uniforms((case.key, "weight_sums"), (T, 1))) * case.spec.routing.routed_scaling_factor
     weights: Float64 = shares / shares.sum(axis=1, keepdims=True) * sums
+    if case.load == "padding_zero":
+        weights = np.where(_padding_tokens(case), 0.0, weights)
     return weights.astype(np.float32)
 
 

@@ -24,6 +24,8 @@ VALUE_STRATA = ("random", "outlier", "cancelling", "positive", "zero_rows")
 SCORINGS: tuple[Scoring, ...] = ("softmax", "sigmoid", "sqrt_softplus")
 PLACEMENTS: tuple[ScalingPlacement, ...] = ("topk_weights", "routed_output", "sum")
 SHARED: tuple[SharedExperts, ...] = ("none", "ungated", "gated")
+DRAWN_LOADS = tuple(load for load in LOADS if load != "padding_zero")  # which takes weights
+EXPERT_OPS = ("fused_experts", "expert_outputs", "batched_experts", "moe_layer")
 EXPERT_SPECS = (
     ExpertSpec(),
     SWIGLUOAI,
@@ -71,13 +73,11 @@ def moe_cases(draw: st.DrawFn, op: str, *, small: bool = False) -> Case:
     routing = draw(routing_specs(num_experts=num_experts))
     if not routed:  # ids and weights are inputs: only the number of slots is left of the routing
         routing = RoutingSpec(top_k=routing.top_k, renormalize=True)
-    experts = (
-        draw(st.sampled_from(EXPERT_SPECS)) if op in ("act_and_mul", "fused_experts", "moe_layer") else ExpertSpec()
-    )
+    experts = draw(st.sampled_from(EXPERT_SPECS)) if op in (*EXPERT_OPS, "act_and_mul") else ExpertSpec()
     # A layer returns no ids, so ties would leave most of its tokens undecided; routing is where they are judged.
-    loads = ("random", "gapped", "negative") if op == "moe_layer" else tuple(LOGITS if routed else LOADS)
+    loads = ("random", "gapped", "negative") if op == "moe_layer" else tuple(LOGITS) if routed else DRAWN_LOADS
     shared: SharedExperts = draw(st.sampled_from(SHARED)) if op == "moe_layer" else "none"
-    maps = op in ("align_block_size", "permute", "problem_sizes", "fused_experts")
+    maps = op in ("align_block_size", "expert_counts", "permute", "problem_sizes", "fused_experts", "expert_outputs")
     return Case(
         op=op,
         spec=MoESpec(routing=routing, experts=experts, shared_experts=shared),
@@ -90,9 +90,7 @@ def moe_cases(draw: st.DrawFn, op: str, *, small: bool = False) -> Case:
         map_style=draw(st.sampled_from(("linear", "round_robin", "shuffled"))) if maps else "linear",
         hidden_scale=draw(st.booleans()) if op == "permute" else False,
         dtype=draw(st.sampled_from(DTYPES)),
-        stratum=draw(st.sampled_from(VALUE_STRATA))
-        if op in ("fused_experts", "moe_layer", "grouped_gemm")
-        else "random",
+        stratum=draw(st.sampled_from(VALUE_STRATA)) if op in (*EXPERT_OPS, "grouped_gemm") else "random",
         load=draw(st.sampled_from(loads)),
         layout=draw(st.sampled_from(("contiguous", "strided"))),
         seed=draw(st.integers(0, 99)),
@@ -117,6 +115,8 @@ def smaller_than(draw: st.DrawFn, case: Case) -> Case:
     }
     if case.num_local_experts is not None:
         values["num_local_experts"] = min(case.num_local_experts, int(str(values["num_experts"])))
+    if case.latent_size:
+        values["latent_size"] = draw(_sizes(case.latent_size, 1))
     if case.shared_intermediate_size:
         values["shared_intermediate_size"] = draw(_sizes(case.shared_intermediate_size, 1))
     try:

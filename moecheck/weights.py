@@ -8,6 +8,7 @@ from . import draw
 from .cases import Case
 from .errors import CaseError
 from .formats import AnyArray, Float64, store, to_float64
+from .gate_up import gate_up_rows
 from .probes import gates_of_expert
 from .routing_inputs import weight_norm
 from .spec import ExpertSpec
@@ -67,26 +68,30 @@ def pre_activation(spec: ExpertSpec) -> float:
 class ExpertWeights:
     """The weights of a case's experts, each drawn when asked for.
 
-    `w13(e)`: [2I, H] (or [I, H] ungated), `w2(e)`: [H, I], in the case's storage dtype.
+    `w13(e)`: [2I, X] (or [I, X] ungated), `w2(e)`: [X, I], in the case's storage dtype; X is H, or the latent size.
     """
 
     def __init__(self, case: Case) -> None:
         if case.stratum == "integer" and not _integer_premises(case):
             raise CaseError("stratum='integer' needs a gated silu or gelu without clamp and beta.")
+        if case.latent_size and case.stratum in ("one_hot", "cancelling"):
+            raise CaseError(f"stratum={case.stratum!r} says nothing of latent experts, which see mixed channels.")
         self._case = case
         self._spec = case.spec.experts
+        self.width = case.latent_size or case.hidden_size
         routing = case.spec.routing
         fused = routing.num_fused_shared_experts - routing.num_zero_experts if case.op == "moe_layer" else 0
         self.count = (case.num_local_experts or case.num_experts) + fused
-        self._scale13 = _power_of_two_near(_first_scale(case))
+        scale = _first_scale(case, self.width, wanted=pre_activation(self._spec), mixed=case.latent_size > 0)
+        self._scale13 = _power_of_two_near(scale)
         if self._spec.swiglu_limit is not None:  # rounded down, the clamp would hardly ever act
-            self._scale13 = float(np.exp2(np.ceil(np.log2(_first_scale(case)))))
+            self._scale13 = float(np.exp2(np.ceil(np.log2(scale))))
         self._scale2 = _power_of_two_near(_second_scale(case, case.intermediate_size) / weight_norm(case))
 
     def w13(self, e: int) -> AnyArray:
         if self._case.stratum == "one_hot":
             return self._probe(e)
-        return self._first(f"w13/{e}", self._case.intermediate_size)
+        return self._first(f"w13/{e}", self._case.intermediate_size, self._spec, self.width)
 
     def w2(self, e: int) -> AnyArray:
         return self._second(f"w2/{e}", self._case.intermediate_size, self._scale2)
@@ -97,37 +102,48 @@ class ExpertWeights:
         if self._case.stratum == "integer":  # of ups only: a gate stays a power of two
             up = draw.integers((self._case.key, "w13_bias"), (self.count, width), below=3) - 1.0
             both = store(np.concatenate([np.zeros(up.shape), up], axis=1), self._case.dtype)
-            return np.ascontiguousarray(self._rows_in_layout(both.T).T)
+            return np.ascontiguousarray(_rows_in_layout(both.T, self._spec).T)
         return self._bias("w13_bias", width * (2 if self._spec.gated else 1))
 
     def w2_bias(self) -> AnyArray:
-        """[experts, H]."""
+        """[experts, X]."""
         if self._case.stratum == "integer":  # in the unit of the outputs that it is added to
-            shape = (self.count, self._case.hidden_size)
+            shape = (self.count, self.width)
             steps = draw.integers((self._case.key, "w2_bias"), shape, below=3) - 1
             return store((steps * MOST_ONES).astype(np.float64), self._case.dtype)
-        return self._bias("w2_bias", self._case.hidden_size)
+        return self._bias("w2_bias", self.width)
 
     def _bias(self, name: str, width: int) -> AnyArray:
         return draw.normals((self._case.key, name), (self.count, width), scale=BIAS, dtype=self._case.dtype)
 
     def shared_w13(self) -> AnyArray:
         """[2S, H] (or [S, H] ungated)."""
-        return self._first("shared_w13", self._case.shared_intermediate_size)
+        case = self._case
+        return self._first("shared_w13", case.shared_intermediate_size, case.spec.shared, case.hidden_size)
 
     def shared_w2(self) -> AnyArray:
         """[H, S]."""
         size = self._case.shared_intermediate_size
         return self._second("shared_w2", size, _power_of_two_near(_second_scale(self._case, size)))
 
+    def latent_down(self) -> AnyArray:
+        """[X, H]: makes of the hidden states a latent of about their size."""
+        shape = (self.width, self._case.hidden_size)
+        return self._draw("latent_down", shape, _power_of_two_near(_first_scale(self._case, shape[1], wanted=1.0)))
+
+    def latent_up(self) -> AnyArray:
+        """[H, X]: makes of the experts' sum an output of its size."""
+        scale = 1.0 / (self.width if self._case.stratum == "positive" else np.sqrt(self.width))
+        return self._draw("latent_up", (self._case.hidden_size, self.width), _power_of_two_near(scale))
+
     def w13_float64(self, e: int) -> Float64:
         """The float64 values of `w13(e)`, drawn directly (stratum `random`)."""
         rows = self._case.intermediate_size * (2 if self._spec.gated else 1)
-        return self._draw_float64(f"w13/{e}", (rows, self._case.hidden_size), self._scale13)
+        return self._draw_float64(f"w13/{e}", (rows, self.width), self._scale13)
 
     def w2_float64(self, e: int) -> Float64:
         """The float64 values of `w2(e)`, drawn directly (stratum `random`)."""
-        return self._draw_float64(f"w2/{e}", (self._case.hidden_size, self._case.intermediate_size), self._scale2)
+        return self._draw_float64(f"w2/{e}", (self.width, self._case.intermediate_size), self._scale2)
 
     def _draw_float64(self, name: str, shape: tuple[int, int], scale: float) -> Float64:
         if self._case.stratum != "random":
@@ -139,20 +155,20 @@ class ExpertWeights:
         values = draw.normals((self._case.key, name), shape, scale=scale, dtype=self._case.dtype)
         return np.abs(values) if self._case.stratum == "positive" else values
 
-    def _first(self, name: str, width: int) -> AnyArray:
-        H, halves = self._case.hidden_size, 2 if self._spec.gated else 1
+    def _first(self, name: str, width: int, spec: ExpertSpec, columns: int) -> AnyArray:
+        H, halves = columns, 2 if spec.gated else 1
         if self._case.stratum == "integer":
             up = draw.integers((self._case.key, name), (width, H), below=3) - 1.0
-            return self._rows_in_layout(store(np.concatenate([np.full((width, H), GATE), up]), self._case.dtype))
+            return _rows_in_layout(store(np.concatenate([np.full((width, H), GATE), up]), self._case.dtype), spec)
         if self._case.stratum == "cancelling" and width >= 2:  # unit i and unit i + width/2 compute the same
             drawn = self._draw(name, (width * halves, H), self._scale13).reshape(halves, width, H)
             drawn[:, width // 2 : width // 2 * 2] = drawn[:, : width // 2]
-            return self._rows_in_layout(drawn.reshape(width * halves, H))
+            return _rows_in_layout(drawn.reshape(width * halves, H), spec)
         drawn = self._draw(name, (width * halves, H), self._scale13)
         if self._case.stratum == "positive" and halves == 2:
             # Every gate and every up is near its mean; equal means would hide an exchange of the two.
             drawn[width:] *= drawn.dtype.type(UP_SHARE)
-            return self._rows_in_layout(drawn)
+            return _rows_in_layout(drawn, spec)
         return drawn
 
     def _probe(self, e: int) -> AnyArray:
@@ -160,10 +176,10 @@ class ExpertWeights:
         case = self._case
         gate = gates_of_expert(e, case.num_experts, case.hidden_size, case.intermediate_size, case.dtype)
         rows = [gate, np.ones(gate.shape)] if self._spec.gated else [gate]
-        return self._rows_in_layout(store(np.concatenate(rows), case.dtype))
+        return _rows_in_layout(store(np.concatenate(rows), case.dtype), self._spec)
 
     def _second(self, name: str, width: int, scale: float) -> AnyArray:
-        shape = (self._case.hidden_size, width)
+        shape = (self.width if name.startswith("w2") else self._case.hidden_size, width)
         if self._case.stratum == "integer":  # at most about 8 terms of +-1 (64 / 64) per output
             kept = draw.integers((self._case.key, name, "kept"), shape, below=max(1, width // 8)) == 0
             sign = draw.integers((self._case.key, name), shape, below=2) * 2.0 - 1.0
@@ -177,29 +193,35 @@ class ExpertWeights:
             drawn[:, half : 2 * half] = store(to_float64(rest) - to_float64(drawn[:, :half]), self._case.dtype)
         return drawn
 
-    def _rows_in_layout(self, halves: AnyArray) -> AnyArray:
-        """Gate rows and up rows alternating where the spec says so."""
-        if self._spec.gate_up_layout == "halves" or not self._spec.gated:
-            return halves
-        rows, width = halves.shape
-        return np.ascontiguousarray(halves.reshape(2, rows // 2, width).swapaxes(0, 1).reshape(rows, width))
+
+def _rows_in_layout(halves: AnyArray, spec: ExpertSpec) -> AnyArray:
+    """Gate rows and up rows where the spec wants them."""
+    if spec.gate_up_layout == "halves" or not spec.gated:
+        return halves
+    rows = np.empty_like(halves)
+    rows[np.concatenate(gate_up_rows(spec.gate_up_layout, len(halves) // 2))] = halves
+    return rows
 
 
 def _integer_premises(case: Case) -> bool:
     spec = case.spec.experts
+    if case.latent_size or case.spec.shared_spec is not None:
+        return False
     smooth = spec.activation in ("silu", "gelu", "gelu_tanh") and spec.gated and spec.swiglu_limit is None
     return smooth and spec.swiglu_beta == 0 and spec.swiglu_alpha >= 1
 
 
-def _first_scale(case: Case) -> float:
-    """Standard deviation of w13 for the wanted pre-activation, given the size of the hidden states."""
-    H, wanted = case.hidden_size, pre_activation(case.spec.experts)
-    if case.stratum == "positive":  # a sum of H positive products of means sqrt(2/pi)
-        return float(wanted * np.pi / (2 * H))
-    if case.stratum == "outlier":
+def _first_scale(case: Case, columns: int, *, wanted: float, mixed: bool = False) -> float:
+    """Standard deviation of a matrix that makes rows of root mean square `wanted`, from the size of what it multiplies.
+
+    mixed: that is a latent, of size 1 whatever the hidden states are.
+    """
+    if case.stratum == "positive":  # a sum of as many positive products of means sqrt(2/pi)
+        return float(wanted * np.pi / (2 * columns))
+    if case.stratum == "outlier" and not mixed:
         count = len(outlier_channels(case))
-        return float(wanted / np.sqrt(H - count + count * OUTLIER_FACTOR**2))
-    return float(wanted / np.sqrt(H))
+        return float(wanted / np.sqrt(columns - count + count * OUTLIER_FACTOR**2))
+    return float(wanted / np.sqrt(columns))
 
 
 def _second_scale(case: Case, width: int) -> float:

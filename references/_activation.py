@@ -42,6 +42,22 @@ def activation(g: Float64, spec: ExpertSpec, *, sigmoid_format: str = "fp32") ->
     return value
 
 
+def tanh_limited(u: Float64, beta: float) -> Float64:
+    """What situ makes of u where it has a second beta (Kimi-K3): beta tanh(u / beta), elementwise in float64."""
+    value: Float64 = beta * np.tanh(u / beta)
+    return value
+
+
+def tanh_limited_estimate(u: Estimate, beta: float) -> Estimate:
+    """The estimate of beta tanh(u / beta): slope 1 - tanh^2; quotient, tanh and product are each rounded in fp32."""
+    value = tanh_limited(u.value, beta)
+    slope = 1.0 - np.square(value / beta)
+    limited = u.through(value, slope)
+    rounding = _exact_rounding(value)
+    evaluation = rounding * (12.0 * _FUNCTION_ULPS**2 + 1.0) + np.square(slope) * _exact_rounding(u.value)
+    return limited._replace(dense=limited.dense + evaluation)
+
+
 class Terms(NamedTuple):
     """act(g), its derivative, and the variance of act(g) as a kernel computes it in fp32 from an exact g."""
 

@@ -38,12 +38,17 @@ class ExpertArrays(Protocol):
 
 
 class Weights(NamedTuple):
-    """One expert's float64 arrays. w13: [2I, H] or [I, H]. w2: [H, I]. b13: [2I] or [I]. b2: [H]."""
+    """One expert's float64 arrays. w13: [2I, H] or [I, H]. w2: [H, I]. b13: [2I] or [I]. b2: [H].
+
+    a1, a2: the scales of static quantisers of the GEMMs' inputs, where these are given.
+    """
 
     w13: Float64
     w2: Float64
     b13: Float64 | None
     b2: Float64 | None
+    a1: float | None = None
+    a2: float | None = None
 
 
 def expert_output(x: Float64, weights: Weights, spec: ExpertSpec, stores: Numerics) -> Float64:
@@ -52,23 +57,25 @@ def expert_output(x: Float64, weights: Weights, spec: ExpertSpec, stores: Numeri
     x: [n, H] float64. Returns [n, H].
     """
     if stores.a1_quant is not None:
-        x = quantized(x, stores.a1_quant).value
+        x = quantized(x, stores.a1_quant, weights.a1).value
     gate_up = rounded(linear(x, weights.w13, weights.b13, before_bias=stores.before_bias), stores.gate_up)
     h = activated(gate_up, spec, stores)
     if stores.a2_quant is not None:
-        h = quantized(h, stores.a2_quant).value
+        h = quantized(h, stores.a2_quant, weights.a2).value
     return rounded(linear(h, weights.w2, weights.b2, before_bias=stores.before_bias), stores.per_expert)
 
 
 class GroupedWeights(NamedTuple):
     """Weights of experts whose rows follow each other. w13, w2: matrices as of Weights. b13: [n, 2I] or [n, I], b2:
-    [n, H], by row.
+    [n, H], by row. a1, a2: as of Weights, one for all experts.
     """
 
     w13: Sequence[Group]
     w2: Sequence[Group]
     b13: Float64 | None = None
     b2: Float64 | None = None
+    a1: float | None = None
+    a2: float | None = None
 
 
 class EstimatedOutput(NamedTuple):
@@ -97,13 +104,13 @@ def expert_estimates(
     and the fp32 accumulation. Errors of different columns of h are taken as independent; each is shared by all of z.
     """
     before, accumulate = stores.before_bias, stores.accumulate
-    firsts = _first_products(xs, weights.w13, stores, exact_input=exact_input)
+    firsts = _first_products(xs, weights, stores, exact_input=exact_input)
     gate_ups = [stored_or_kept(biased(y, weights.b13, before), stores.gate_up) for y in firsts]
     hs, steps = [], []
     for gate_up, question in zip(gate_ups, asked, strict=True):
         h, step = activated_estimate(gate_up, spec, stores, averaged=True), np.zeros((1, 1))
         if stores.a2_quant is not None:
-            h, step = requantized(h, stores.a2_quant)
+            h, step = requantized(h, stores.a2_quant, weights.a2)
         elif question.rows and question.flips:
             step = _flip_of(h.value, gate_up.value, spec, stores)
         hs.append(h)
@@ -125,19 +132,19 @@ def expert_estimates(
 
 
 def _first_products(
-    xs: Sequence[Estimate], w13: Sequence[Group], stores: Numerics, *, exact_input: bool
+    xs: Sequence[Estimate], weights: GroupedWeights, stores: Numerics, *, exact_input: bool
 ) -> list[Estimate]:
     """The estimates of x W13^T, x quantised first where the contract says so."""
     if not exact_input and stores.a1_quant is None:
-        return linear_estimates(xs, w13, accumulate=stores.accumulate)[0]
+        return linear_estimates(xs, weights.w13, accumulate=stores.accumulate)[0]
     if stores.a1_quant is None:  # x is the same for every question
-        return _of_exact(xs, w13, stores)
-    quantised = (requantized(x, stores.a1_quant)[0] for x in xs)
+        return _of_exact(xs, weights.w13, stores)
+    quantised = (requantized(x, stores.a1_quant, weights.a1)[0] for x in xs)
     # a quantised exact input still is one for every kernel, though not for the true value
     return [
-        _of_exact([x], w13, stores)[0]
+        _of_exact([x], weights.w13, stores)[0]
         if exact_input and x.rare is not None
-        else linear_estimates([x], w13, accumulate=stores.accumulate)[0][0]
+        else linear_estimates([x], weights.w13, accumulate=stores.accumulate)[0][0]
         for x in quantised
     ]
 

@@ -18,7 +18,7 @@ from moecheck.numerics import Numerics
 from moecheck.quantizer import CODES, Quantizer
 from moecheck.spec import ExpertSpec
 
-from ._activation import activation_terms
+from ._activation import activation_terms, tanh_limited
 from ._expert import ExpertArrays, Weights
 from ._experts_of_slots import rows_of_experts
 from ._stores import contract, decode, linear
@@ -194,7 +194,10 @@ def _activated(x: Bounded, spec: ExpertSpec, stores: Numerics) -> Bounded:
     if up is None or up_error is None:
         return _stored(a, stores.act_times_up)
     m = Bounded(up if limit is None else np.clip(up, -limit, limit), up_error)
-    if spec.swiglu_beta != 0.0:
+    if spec.situ_up_beta is not None:  # its slope is 1 at most
+        value = tanh_limited(m.value, spec.situ_up_beta)
+        m = Bounded(value, m.error + EVALUATION * (np.abs(value) + np.abs(m.value) + m.error) + FLUSHED)
+    if spec.changes_up:
         m = _stored(Bounded(m.value + spec.swiglu_beta, m.error), stores.up)
     return _stored(_product(a, m), stores.act_times_up)
 

@@ -1,7 +1,7 @@
-"""Dynamic quantisers of activations: values rounded to few bits and scaled back, and a kernel's error after that.
+"""Quantisers of activations: values rounded to few bits and scaled back, and a kernel's error after that.
 
-A scale is computed in fp32, as every kernel does, from the group's largest magnitude; so are the quotients. These are
-rounded to nearest-even in float64, once, and saturate.
+A scale is computed in fp32, as every kernel does, from the group's largest magnitude, or given; so are the quotients.
+These are rounded to nearest-even in float64, once, and saturate.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ class Quantized(NamedTuple):
         return code_step(self.codes, quantizer.format) * _spread(self.scale, quantizer.group or width, width)
 
 
-def quantized(values: Float64, quantizer: Quantizer) -> Quantized:
+def quantized(values: Float64, quantizer: Quantizer, given: float | None = None) -> Quantized:
     """The products q s with q = sat(round(x / s)) and s = scale_of(amax), of each group along each row. values: [n, K].
 
+    given: the scale of a static quantiser; ValueError where it has none.
     NaN stays NaN and, as it is the largest of its group, makes the group NaN; so does an infinity (Inf / Inf, 0 Inf).
     Sources: OCP OFP8 1.0 (formats, saturating conversion); DeepSeek-V3 (arXiv:2412.19437) section 3.3.1, equation
     q = x / (amax / 448) in tiles of 1 x 128.
@@ -56,19 +57,26 @@ def quantized(values: Float64, quantizer: Quantizer) -> Quantized:
             none = np.zeros((n, 0))
             return Quantized(none, none, none.astype(np.float32), none.astype(np.intp))
         largest = np.stack([s + np.argmax(size[:, s : s + group], axis=1) for s in starts], axis=1)
-        scale = scale_of(np.take_along_axis(size, largest, axis=1), quantizer)
+        scale = scale_of(np.take_along_axis(size, largest, axis=1), quantizer, given)
         s = np.repeat(scale, group, axis=1)[:, :width]
         quotient = x / s if quantizer.division == "divide" else x * (np.float32(1.0) / s)
         q = coded(quotient.astype(np.float64), quantizer.format)
         return Quantized(q * s, q, scale, largest)
 
 
-def scale_of(amax: Float32, quantizer: Quantizer) -> Float32:
+def scale_of(amax: Float32, quantizer: Quantizer, given: float | None = None) -> Float32:
     """The scale max(amax, eps) / max_value in fp32; `power_of_two` rounds it up, by its bits: 2^ceil(log2 s) (UE8M0).
 
+    given: the scale of a static quantiser, which all groups have.
     Source of the rounding up: DeepGEMM's ceil_to_ue8m0; a scale rounded down would saturate the largest element.
     """
-    scale = np.maximum(amax, np.float32(quantizer.eps)) / np.float32(CODES[quantizer.format].max_value)
+    if quantizer.static:
+        if given is None:
+            raise ValueError("A static quantiser needs the scale that the call is given.")
+        return np.full(amax.shape, given, np.float32)
+    limit = np.float32(CODES[quantizer.format].max_value)
+    largest = np.maximum(amax, np.float32(quantizer.eps))
+    scale = largest / limit if quantizer.amax == "divide" else largest * (np.float32(1.0) / limit)
     if quantizer.scale == "float":
         return np.asarray(scale, np.float32)
     significand, exponent = np.frexp(scale)
@@ -101,22 +109,23 @@ def code_step(values: Float64, name: str) -> Float64:
     return step
 
 
-def requantized(estimate: Estimate, quantizer: Quantizer) -> tuple[Estimate, Float64]:
+def requantized(estimate: Estimate, quantizer: Quantizer, given: float | None = None) -> tuple[Estimate, Float64]:
     """The estimate after a quantiser, and the size of a flip of each element, both of [n, K].
 
     About the true value: V + q^2/12, with q the step at that value. About the rounded reference: the flip law of
     `flipped`; and the largest element x_m of a group has an error too, which moves the scale: with float scales all of
     the group's values move in proportion, V = (x var(x_m)^1/2 / x_m)^2. A scale that is a power of two stays, unless
     x_m is so near to a boundary that its error carries it across: then all of the group is rounded to another grid,
-    which is another one for int8, and for fp8 below the smallest normal number only.
+    which is another one for int8, and for fp8 below the smallest normal number only. given: the scale of a static
+    quantiser, which never moves.
     """
-    about = quantized(estimate.value, quantizer)
+    about = quantized(estimate.value, quantizer, given)
     step = about.step(quantizer)
     if estimate.rare is None:
         return Estimate(estimate.value, estimate.dense + np.square(step) / 12.0), step
     moved = flipped(estimate, step)
     width = estimate.value.shape[1]
-    if not width:
+    if not width or quantizer.static:
         return moved._replace(value=about.value), step
     # Flips of the largest element before the quantiser are seldom; its usual error is what moves the scale.
     amax = np.take_along_axis(np.abs(estimate.value), about.largest, axis=1)

@@ -125,7 +125,7 @@ def _finite(values: Float64) -> Float64:
 
 def has_scores(spec: RoutingSpec) -> bool:
     """Whether the weights are taken from scores of all experts."""
-    return spec.selection == "topk" and not spec.softmax_over_selected
+    return spec.selection != "sparsemixer" and not spec.softmax_over_selected
 
 
 def _renormalized(

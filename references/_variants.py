@@ -39,7 +39,7 @@ def expert_variants(x: Float64, weights: Weights, spec: ExpertSpec, stores: Nume
     fp32, which is exact enough for a difference.
     """
     if stores.a1_quant is not None:
-        x = quantized(x, stores.a1_quant).value
+        x = quantized(x, stores.a1_quant, weights.a1).value
     y = exact_linear_estimate(x, whole(x, weights.w13), accumulate=stores.accumulate)
     gate_up = _hidden(_with_errors(y, noise), weights.b13, stores.gate_up, stores)
     shape = gate_up.shape
@@ -47,9 +47,9 @@ def expert_variants(x: Float64, weights: Weights, spec: ExpertSpec, stores: Nume
     errors *= FUNCTION_ULPS * 2.0**-23
     errors += 1.0
     gate_up = np.multiply(gate_up, errors, out=errors)
-    h = _quantized_all(activated(gate_up.reshape(-1, shape[-1]), spec, stores), stores)
+    h = _quantized_all(activated(gate_up.reshape(-1, shape[-1]), spec, stores), stores, weights.a2)
     exact = _hidden(y.value, weights.b13, stores.gate_up, stores)
-    middle = _quantized_all(activated(exact, spec, stores), stores)
+    middle = _quantized_all(activated(exact, spec, stores), stores, weights.a2)
     with np.errstate(invalid="ignore", over="ignore"):
         apart = (h.reshape(noise.variants, *middle.shape) - middle).astype(np.float32)
         y = exact_linear_estimate(middle, whole(middle, weights.w2), accumulate=stores.accumulate)
@@ -62,6 +62,11 @@ def finished_sum(y: Float64, fmt: str, noise: Noise) -> Float64:
     """Sums [..., H] of which each has one fp32 rounding more, stored in `fmt`."""
     y = y + ulp(y, "fp32") * noise.normal(y.shape) / np.sqrt(12.0)
     return y.astype(np.float32).astype(np.float64) if fmt == "fp32" else rounded(y, fmt)
+
+
+def products_with_errors(x: Float64, w: Float64, stores: Numerics, noise: Noise) -> Float64:
+    """Products x W^T with the errors of a kernel's sums in every variant, [V, n, N]. x: [n, K], the same in all."""
+    return _with_errors(exact_linear_estimate(x, whole(x, w), accumulate=stores.accumulate), noise)
 
 
 def _with_errors(y: Estimate, noise: Noise) -> Float64:
@@ -77,5 +82,5 @@ def _hidden(y: Float64, bias: Float64 | None, fmt: str, stores: Numerics) -> Flo
     return rounded(y if bias is None else rounded(y, stores.before_bias) + bias, fmt)
 
 
-def _quantized_all(h: Float64, stores: Numerics) -> Float64:
-    return h if stores.a2_quant is None else quantized(h, stores.a2_quant).value
+def _quantized_all(h: Float64, stores: Numerics, given: float | None) -> Float64:
+    return h if stores.a2_quant is None else quantized(h, stores.a2_quant, given).value

@@ -1,4 +1,4 @@
-"""Reference of `act_and_mul`: h = act(gate) * up, on halves or interleaved columns, with the known clamps."""
+"""Reference of `act_and_mul`: h = act(gate) * up, in every order of the columns, with the known clamps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moecheck.formats import AnyArray, Float64
 from moecheck.numerics import Numerics
 from moecheck.spec import ExpertSpec
 
-from ._activation import activation, activation_estimate, value_and_derivative
+from ._activation import activation, activation_estimate, tanh_limited, tanh_limited_estimate, value_and_derivative
 from ._errors import Errors
 from ._stores import EXACT, Estimate, contract, decode, exact_in, exactly, product, rounded, stored, stored_or_kept
 
@@ -22,9 +22,11 @@ def act_and_mul(
 ) -> Float64:
     """The product h = act(g) (u + beta), or act(g) where the expert is not gated.
 
-    x: [R, 2I] storage dtype, g = x[:, :I], u = x[:, I:] (`halves`) or g = x[:, ::2], u = x[:, 1::2] (`interleaved`);
+    x: [R, 2I] storage dtype, g = x[:, :I], u = x[:, I:] (`halves`), the other way round (`up_first`), g = x[:, ::2],
+    u = x[:, 1::2] (`interleaved`), or eight columns of each in turn (`interleaved_8`, the last block shorter);
     [R, I], all of it g, when not gated. Returns [R, I] float64.
     Limit L `before`: g <- min(g, L), u <- clip(u, -L, L); `after`: min(act(g), L) clip(u, -L, L).
+    situ_up_beta b: u <- b tanh(u / b), after a limit and before beta.
     numerics: None for the mathematics; else rounds at `sigmoid`, `act`, `up`, `act_times_up` and `out`.
     Sources: Shazeer 2020 (arXiv:2002.05202); GPT-OSS modelling code (interleaved, limit 7, alpha 1.702, beta 1);
     Step-3.5 (limit after the activation). NaN in g or u gives NaN in the same element only.
@@ -50,13 +52,18 @@ def estimate(
 
 
 def split(x: Float64, spec: ExpertSpec) -> tuple[Float64, Float64 | None]:
-    """Gate and up columns (views) of x: [R, 2I], or (x, None) when the expert is not gated."""
+    """Gate and up columns of x: [R, 2I], or (x, None) when the expert is not gated."""
     if not spec.gated:
         return x, None
     if spec.gate_up_layout == "interleaved":
         return x[:, ::2], x[:, 1::2]
+    if spec.gate_up_layout == "interleaved_8":
+        blocks = [x[:, start : start + 16] for start in range(0, x.shape[1], 16)]
+        halves = [np.split(block, 2, axis=1) for block in blocks] or [[x, x]]
+        return np.concatenate([g for g, _ in halves], axis=1), np.concatenate([u for _, u in halves], axis=1)
     half = x.shape[1] // 2
-    return x[:, :half], x[:, half:]
+    first, second = x[:, :half], x[:, half:]
+    return (second, first) if spec.gate_up_layout == "up_first" else (first, second)
 
 
 def activated(x: Float64, spec: ExpertSpec, stores: Numerics) -> Float64:
@@ -66,7 +73,7 @@ def activated(x: Float64, spec: ExpertSpec, stores: Numerics) -> Float64:
     if spec.swiglu_limit is not None and spec.limit_position == "after":
         a = np.minimum(a, spec.swiglu_limit)
     if up is not None:
-        a = a * rounded(_multiplier(up, spec), stores.up if spec.swiglu_beta != 0.0 else "fp32")
+        a = a * rounded(_multiplier(up, spec), stores.up if spec.changes_up else "fp32")
     return rounded(a, stores.act_times_up)
 
 
@@ -89,7 +96,9 @@ def activated_estimate(x: Estimate, spec: ExpertSpec, stores: Numerics, *, avera
     m = up
     if spec.swiglu_limit is not None:
         m = _clamped(up, np.clip(up.value, -spec.swiglu_limit, spec.swiglu_limit))
-    if spec.swiglu_beta != 0.0:
+    if spec.situ_up_beta is not None:
+        m = tanh_limited_estimate(m, spec.situ_up_beta)
+    if spec.changes_up:
         m = stored(m._replace(value=m.value + spec.swiglu_beta), stores.up)
     h = product(a, m)
     return stored_or_kept(h, stores.act_times_up) if averaged else stored(h, stores.act_times_up)
@@ -121,7 +130,10 @@ class Factors(NamedTuple):
 
 
 def factors(x: Float64, spec: ExpertSpec) -> Factors:
-    """The factors a = act(g) and m = u + beta and their derivatives, 0 where clamped. x: [R, 2I] or [R, I] float64."""
+    """The factors a = act(g) and m, which is u + beta or what situ makes of u, and their derivatives, 0 where clamped.
+
+    x: [R, 2I] or [R, I] float64.
+    """
     gate, up = split(x, spec)
     clamped = _gate(gate, spec)
     a, da = value_and_derivative(clamped, spec)
@@ -132,6 +144,8 @@ def factors(x: Float64, spec: ExpertSpec) -> Factors:
     if up is None:
         return Factors(a, da, np.ones(a.shape), np.zeros(a.shape))
     inside = np.ones(up.shape) if spec.swiglu_limit is None else (np.abs(up) <= spec.swiglu_limit).astype(np.float64)
+    if spec.situ_up_beta is not None:
+        inside = inside * (1.0 - np.square(np.tanh(up / spec.situ_up_beta)))
     return Factors(a, da, _multiplier(up, spec), inside)
 
 
@@ -144,4 +158,6 @@ def _gate(gate: Float64, spec: ExpertSpec) -> Float64:
 def _multiplier(up: Float64, spec: ExpertSpec) -> Float64:
     if spec.swiglu_limit is not None:
         up = np.clip(up, -spec.swiglu_limit, spec.swiglu_limit)
+    if spec.situ_up_beta is not None:
+        up = tanh_limited(up, spec.situ_up_beta)
     return up if spec.swiglu_beta == 0.0 else up + spec.swiglu_beta

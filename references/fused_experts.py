@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from ._expert import (
     expert_slope,
 )
 from ._experts_of_slots import batches_of_experts, blocks, rows_of_experts
+from ._quantized_experts import experts_of
 from ._row_groups import Group
 from ._stores import (
     EXACT,
@@ -54,6 +55,14 @@ def fused_experts(
     w13_bias: AnyArray | None = None,
     w2_bias: AnyArray | None = None,
     expert_map: AnyArray | None = None,
+    w13_scale: AnyArray | None = None,
+    w2_scale: AnyArray | None = None,
+    w13_zeros: AnyArray | None = None,
+    w2_zeros: AnyArray | None = None,
+    w13_global_scale: AnyArray | None = None,
+    w2_global_scale: AnyArray | None = None,
+    a1_scale: AnyArray | None = None,
+    a2_scale: AnyArray | None = None,
     numerics: Numerics | None = None,
     dtype: str | None = None,
 ) -> Float64:
@@ -67,15 +76,21 @@ def fused_experts(
     weight_on_input: E_e(w x) without an output weight; w x is rounded at `weighted`.
     numerics: None for the mathematics; else every declared store rounds (`fp32` keeps), `input` being `dtype` or the
     format of hidden_states: topk_weights, those of an expert, weighted, combine in its order, out.
+    Quantised weights (spec.quantization): w13 and w2 are codes, with the arrays of moecheck.quantization, or float64
+    numbers that were dequantised before; they are rounded at `dequantised`. a1_scale, a2_scale: [1], of static
+    quantisers in front of the GEMMs.
     Sources: Shazeer et al. 2017 (arXiv:1701.06538) equation 1; Mixtral (arXiv:2401.04088) section 2.1.
     """
     stores = contract(numerics, dtype, hidden_states, undeclared=EXACT)
     x = decode(hidden_states)
     scale = rounded(decode(topk_weights), stores.topk_weights)
+    low, scheme = stores.dequantised, spec.quantization
+    w13 = experts_of(w13, scheme, low, scales=w13_scale, zeros=w13_zeros, global_scales=w13_global_scale)
+    w2 = experts_of(w2, scheme, low, scales=w2_scale, zeros=w2_zeros, global_scales=w2_global_scale)
 
     def summands() -> Iterator[Summands]:
         for expert, tokens, slots in rows_of_experts(topk_ids, expert_map):
-            weights = weights_of(expert, w13, w2, w13_bias, w2_bias)
+            weights = weights_of(expert, w13, w2, w13_bias, w2_bias, (a1_scale, a2_scale))
             for part in blocks(len(tokens)):
                 t, s = tokens[part], slots[part]
                 w = scale[t, s][:, None]
@@ -101,17 +116,22 @@ def estimate(
     w13_bias: AnyArray | None = None,
     w2_bias: AnyArray | None = None,
     expert_map: AnyArray | None = None,
+    a1_scale: AnyArray | None = None,
+    a2_scale: AnyArray | None = None,
     numerics: Numerics | None = None,
     dtype: str | None = None,
     flips: bool = False,
     rows: bool = True,
     both: bool = False,
     weights: Estimate | None = None,
+    hidden: Estimate | None = None,
 ) -> Errors:
     """Value and error of a kernel's y. flips: about the reference rounded as in `numerics`, not about the true y.
 
     rows: whether sums along a row will be asked of the result, which costs a quarter more. both: the error about the
-    true y, and as its `about_rounded` the other, of which alone sums along a row may be asked.
+    true y, and as its `about_rounded` the other, of which alone sums along a row may be asked. hidden: the estimate of
+    hidden_states, [T, H], before their store at `gate_up`, where the kernel computes them itself; their errors in the
+    experts of one token, which are the same, go through unrelated matrices and are taken as independent.
     V_y = sum_s (w^2 V_z + z^2 V_w) + a store of each w z, of each partial sum, and of y. V_w: of weights stored low, or
     that of `weights`, an estimate [T, k] where the kernel computes them itself. weight_on_input: V_y = sum_s V_z +
     (dz/dw)^2 V_w. numerics: None for all kept in fp32 but the output. Other arguments as above.
@@ -119,31 +139,38 @@ def estimate(
     """
     stores = contract(numerics, dtype, hidden_states, undeclared=Numerics())
     x = decode(hidden_states)
-    asked = questions(flips=flips, rows=rows, both=both)
     scale = exactly(decode(topk_weights), flips=False) if weights is None else weights
-    scales = [stored_unless_kept(given(scale, flips=q.flips), stores.topk_weights) for q in asked]
-    sources: list[list[SharedError | FactorError]] = [[] for _ in asked]
     weighted = _weighted_before if spec.weight_on_input else _weighted_after
 
-    def summands() -> Iterator[list[EstimatedSummands]]:
-        for t, s, experts in batches_of_experts(topk_ids, expert_map):
-            arrays = _grouped(experts, w13, w2, w13_bias, w2_bias)
-            ws = [Estimate(*(None if part is None else part[t, s][:, None] for part in scale)) for scale in scales]  # type: ignore[arg-type]  # as in scale
-            outputs = weighted(x[t], ws, arrays, spec, stores, asked)
-            for w, (y, along), its in zip(ws, outputs, sources, strict=True):
-                if y.v_h is not None and y.step is not None:
-                    factor = np.ones(len(t)) if spec.weight_on_input else w.value[:, 0]
-                    its.append(SharedError(rows=t, scale=factor, variance=y.v_h, step=y.step, groups=arrays.w2))
-                if along is not None:
-                    step = ulp(w.value[:, 0], stores.topk_weights)
-                    its.append(FactorError(rows=t, variance=w.variance[:, 0], along=along, step=step))
-            yield [EstimatedSummands(t, s, y.z, y.shared) for y, _ in outputs]
+    def errors(asked: Sequence[Question], w13: ExpertArrays, w2: ExpertArrays) -> list[Errors]:
+        scales = [stored_unless_kept(given(scale, flips=q.flips), stores.topk_weights) for q in asked]
+        inputs = None if hidden is None else [stored(given(hidden, flips=q.flips), stores.gate_up) for q in asked]
+        sources: list[list[SharedError | FactorError]] = [[] for _ in asked]
 
-    terms = stores.per_expert if spec.weight_on_input else stores.weighted
-    sums = combine_estimates(summands(), x.shape, stores, terms, asked)
-    return answer(
-        [Errors(y, shared, tuple(its), rows=q.rows) for (y, shared), its, q in zip(sums, sources, asked, strict=True)]
-    )
+        def summands() -> Iterator[list[EstimatedSummands]]:
+            for t, s, experts in batches_of_experts(topk_ids, expert_map):
+                arrays = grouped(experts, w13, w2, w13_bias, w2_bias, (a1_scale, a2_scale))
+                ws = [_picked(one, (t, s, None)) for one in scales]
+                xs = _exactly(x[t], asked) if inputs is None else [_picked(one, t) for one in inputs]
+                outputs = weighted(xs, ws, arrays, spec, stores, asked, exact_input=inputs is None)
+                for w, (y, along), its in zip(ws, outputs, sources, strict=True):
+                    if y.v_h is not None and y.step is not None:
+                        factor = np.ones(len(t)) if spec.weight_on_input else w.value[:, 0]
+                        its.append(SharedError(rows=t, scale=factor, variance=y.v_h, step=y.step, groups=arrays.w2))
+                    if along is not None:
+                        step = ulp(w.value[:, 0], stores.topk_weights)
+                        its.append(FactorError(rows=t, variance=w.variance[:, 0], along=along, step=step))
+                yield [EstimatedSummands(t, s, y.z, y.shared) for y, _ in outputs]
+
+        terms = stores.per_expert if spec.weight_on_input else stores.weighted
+        sums = combine_estimates(summands(), x.shape, stores, terms, asked)
+        parts = zip(sums, sources, asked, strict=True)
+        return [Errors(y, shared, tuple(its), rows=q.rows) for (y, shared), its, q in parts]
+
+    answers = []
+    for some, low in _by_weights(questions(flips=flips, rows=rows, both=both), spec, stores):
+        answers += errors(some, *(experts_of(w, spec.quantization, low) for w in (w13, w2)))
+    return answer(answers)
 
 
 def variants(
@@ -158,6 +185,8 @@ def variants(
     w13_bias: AnyArray | None = None,
     w2_bias: AnyArray | None = None,
     expert_map: AnyArray | None = None,
+    a1_scale: AnyArray | None = None,
+    a2_scale: AnyArray | None = None,
     numerics: Numerics | None = None,
     dtype: str | None = None,
 ) -> Float64:
@@ -169,10 +198,11 @@ def variants(
     stores = contract(numerics, dtype, hidden_states, undeclared=Numerics())
     x = decode(hidden_states)
     scale = np.broadcast_to(rounded(decode(topk_weights), stores.topk_weights), (noise.variants, *topk_ids.shape))
+    w13, w2 = (experts_of(w, spec.quantization, stores.dequantised) for w in (w13, w2))
 
     def summands() -> Iterator[Summands]:
         for expert, tokens, slots in rows_of_experts(topk_ids, expert_map):
-            weights = weights_of(expert, w13, w2, w13_bias, w2_bias)
+            weights = weights_of(expert, w13, w2, w13_bias, w2_bias, (a1_scale, a2_scale))
             for part in blocks(len(tokens)):
                 t, s = tokens[part], slots[part]
                 w = scale[:, t, s][..., None]
@@ -189,14 +219,21 @@ def variants(
 
 
 def weights_of(
-    expert: int, w13: ExpertArrays, w2: ExpertArrays, w13_bias: AnyArray | None, w2_bias: AnyArray | None
+    expert: int,
+    w13: ExpertArrays,
+    w2: ExpertArrays,
+    w13_bias: AnyArray | None,
+    w2_bias: AnyArray | None,
+    static: tuple[AnyArray | None, AnyArray | None] = (None, None),
 ) -> Weights:
-    """One expert's matrices and biases in float64."""
+    """One expert's matrices and biases in float64. static: a1_scale and a2_scale, one number each."""
     return Weights(
         w13=decode(w13[expert]),
         w2=decode(w2[expert]),
         b13=None if w13_bias is None else decode(w13_bias[expert]),
         b2=None if w2_bias is None else decode(w2_bias[expert]),
+        a1=_number(static[0]),
+        a2=_number(static[1]),
     )
 
 
@@ -207,18 +244,38 @@ class _Output(NamedTuple):
     along: AnyArray | None = None
 
 
+def _exactly(x: Float64, asked: Sequence[Question]) -> list[Estimate]:
+    return [exactly(x, flips=q.flips) for q in asked]
+
+
+def _picked(estimate: Estimate, index: Any) -> Estimate:
+    """Some of an estimate's elements."""
+    return Estimate(*(None if part is None else part[index] for part in estimate))  # type: ignore[arg-type]  # as in estimate
+
+
+def _by_weights(asked: list[Question], spec: ExpertSpec, stores: Numerics) -> list[tuple[list[Question], str]]:
+    """The questions about the same matrices, and the format of these: the rounded reference's are stored as a kernel
+    stores what it dequantises.
+    """
+    if spec.quantization is None or stores.dequantised == "fp32":
+        return [(asked, "fp32")]
+    return [([q], stores.dequantised if q.flips else "fp32") for q in asked]
+
+
 def _weighted_after(
-    x: Float64,
+    xs: Sequence[Estimate],
     ws: Sequence[Estimate],
     weights: GroupedWeights,
     spec: ExpertSpec,
     stores: Numerics,
     asked: Sequence[Question],
+    *,
+    exact_input: bool,
 ) -> list[_Output]:
     """The estimates of w E(x)."""
-    exact = [exactly(x, flips=q.flips) for q in asked]
     outputs = []
-    for w, output, q in zip(ws, expert_estimates(exact, weights, spec, stores, asked), asked, strict=True):
+    estimates = expert_estimates(xs, weights, spec, stores, asked, exact_input=exact_input)
+    for w, output, q in zip(ws, estimates, asked, strict=True):
         z, v_h, step, shared = output
         if shared is not None:
             shared *= np.square(w.value)
@@ -235,23 +292,29 @@ def _weighted_after(
 
 
 def _weighted_before(
-    x: Float64,
+    xs: Sequence[Estimate],
     ws: Sequence[Estimate],
     weights: GroupedWeights,
     spec: ExpertSpec,
     stores: Numerics,
     asked: Sequence[Question],
+    *,
+    exact_input: bool,
 ) -> list[_Output]:
-    """The estimates of E(w x); a whole row shares the error of w."""
+    """The estimates of E(w x); a whole row shares the error of w.
+
+    The product w x is rounded, so the experts' input has an error whether or not x has.
+    """
+    del exact_input
     exact = [w._replace(dense=nothing(w.value)) for w in ws]
-    scaled = [stored(w.scaled(x), stores.weighted) for w in exact]
+    scaled = [stored(product(x, w), stores.weighted) for x, w in zip(xs, exact, strict=True)]
     outputs = []
     estimates = expert_estimates(scaled, weights, spec, stores, asked, exact_input=False)
-    for w, output in zip(ws, estimates, strict=True):
+    for x, w, output in zip(xs, ws, estimates, strict=True):
         if not np.any(w.variance > 0.0):
             outputs.append(_Output(output))
             continue
-        along = expert_slope(w.value * x, x, weights, spec)
+        along = expert_slope(w.value * x.value, x.value, weights, spec)
         by_weight = np.square(along) * w.variance
         y, v_h, step, shared = output
         y = y._replace(dense=y.dense + by_weight)
@@ -262,21 +325,28 @@ def _weighted_before(
     return outputs
 
 
-def _grouped(
+def grouped(
     experts: Sequence[tuple[int, slice]],
     w13: ExpertArrays,
     w2: ExpertArrays,
     w13_bias: AnyArray | None,
     w2_bias: AnyArray | None,
+    static: tuple[AnyArray | None, AnyArray | None] = (None, None),
 ) -> GroupedWeights:
-    """The weights of the experts that consecutive rows belong to."""
+    """The weights of the experts that consecutive rows belong to. static: as in weights_of."""
     of_rows = np.repeat([expert for expert, _ in experts], [rows.stop - rows.start for _, rows in experts])
     return GroupedWeights(
         w13=[Group(rows, partial(_decoded, w13, expert)) for expert, rows in experts],
         w2=[Group(rows, partial(_decoded, w2, expert)) for expert, rows in experts],
         b13=None if w13_bias is None else decode(w13_bias[of_rows]),
         b2=None if w2_bias is None else decode(w2_bias[of_rows]),
+        a1=_number(static[0]),
+        a2=_number(static[1]),
     )
+
+
+def _number(scale: AnyArray | None) -> float | None:
+    return None if scale is None else float(decode(scale).reshape(-1)[0])
 
 
 def _decoded(w: ExpertArrays, expert: int) -> Float64:

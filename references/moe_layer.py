@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -12,24 +12,25 @@ from moecheck.numerics import Numerics
 from moecheck.spec import MoESpec, RoutingSpec
 
 from ._activation import sigmoid
-from ._errors import Errors, FactorError, Question, SharedError, answer, questions
-from ._expert import ExpertArrays, GroupedWeights, Weights, expert_estimates, expert_output
+from ._errors import Errors, FactorError, answer, questions
+from ._expert import ExpertArrays, expert_output
+from ._projected import projected
 from ._row_groups import whole
+from ._shared_experts import gate_logit, needed, shared_estimates, shared_weights
 from ._stores import (
     EXACT,
     Estimate,
     contract,
     decode,
-    exact_in,
     exact_linear_estimate,
     exactly,
     given,
-    product,
+    linear,
     rounded,
     stored,
     total,
 )
-from ._variants import Noise, expert_variants, finished_sum
+from ._variants import Noise, expert_variants, finished_sum, products_with_errors
 from .fused_experts import estimate as experts_estimate
 from .fused_experts import fused_experts
 from .fused_experts import variants as experts_variants
@@ -48,28 +49,36 @@ def moe_layer(
     spec: MoESpec,
     correction_bias: AnyArray | None = None,
     per_expert_scale: AnyArray | None = None,
+    token_ids: AnyArray | None = None,
+    tid2eid: AnyArray | None = None,
     shared_w13: AnyArray | None = None,
     shared_w2: AnyArray | None = None,
     shared_gate: AnyArray | None = None,
     w13_bias: AnyArray | None = None,
     w2_bias: AnyArray | None = None,
+    latent_down: AnyArray | None = None,
+    latent_up: AnyArray | None = None,
     topk: Topk | None = None,
     numerics: Numerics | None = None,
     dtype: str | None = None,
 ) -> Float64:
-    """Layer output y = r sum_S w_i E_i(x) + shared(x) [* sigmoid(x . shared_gate)], wherever r is placed.
+    """Layer output y = r sum_S w_i E_i(x) + shared(x) [* sigmoid(x . shared_gate)], wherever r is placed; times f.
 
-    hidden_states: [T, H]. router_logits: [T, E]. w13: [E', 2I, H]. w2: [E', H, I], E' = E - num_zero_experts +
+    latent_experts: y = r latent_up (sum_S w_i E_i(latent_down x)) + shared(x), latent_down [X, H], latent_up [H, X] and
+    the experts X wide, X = H without it. f: sum_factor.
+    hidden_states: [T, H]. router_logits: [T, E]. w13: [E', 2I, X]. w2: [E', X, I], E' = E - num_zero_experts +
     num_fused_shared_experts: the fused shared experts, ids E, E + 1, ..., are the last rows. shared_w13: [2S, H].
-    shared_w2: [H, S], the same activation, no biases. shared_gate: [H]. w13_bias: [E', 2I]. w2_bias: [E', H].
-    correction_bias, per_expert_scale: [E]. topk: (weights, ids) [T, k'] used instead of routing, scaled as the routing
-    would (r inside for the placement `topk_weights`). Ids >= E - num_zero_experts are identity experts, E_i(x) = x.
-    Returns [T, H] float64. Ties as in topk_routing; an id of -1 contributes 0.
+    shared_w2: [H, S], computed by spec.shared, no biases. shared_gate: [H]. w13_bias: [E', 2I]. w2_bias: [E', X].
+    correction_bias, per_expert_scale: [E]. token_ids, tid2eid: as in topk_routing. topk: (weights, ids) [T, k'] used
+    instead of routing, scaled as the routing would (r inside for the placement `topk_weights`). Ids >= E -
+    num_zero_experts are identity experts, E_i(x) = x. Returns [T, H] float64. Ties as in topk_routing; an id of -1
+    contributes 0.
     numerics: None for the mathematics; else the experts round as in fused_experts, the identity and the shared experts'
-    sums, r * routed and the total at `out`; the gate's logit at `gate_up`, its sigmoid at `act`, its product with the
-    shared output at `weighted`.
+    sums, what latent_up gives, r * routed, the total and f times it at `out`; the latent and the gate's logit at
+    `gate_up`, its sigmoid at `act`, its product with the shared output at `weighted`.
     Sources: DeepSeek-V3 (arXiv:2412.19437) equations 12 to 16; Qwen2-MoE's gated shared expert (arXiv:2407.10671);
-    LongCat-Flash's zero experts (arXiv:2509.01322).
+    LongCat-Flash's zero experts (arXiv:2509.01322); Nemotron-3's latent experts (transformers models/nemotron_h); sum
+    factors of Grok-2 and of Cohere2-MoE's `average` (transformers models/cohere2_moe).
     """
     stores = contract(numerics, dtype, hidden_states, undeclared=EXACT)
     x = decode(hidden_states)
@@ -78,10 +87,15 @@ def moe_layer(
         spec=spec.routing,
         correction_bias=correction_bias,
         per_expert_scale=per_expert_scale,
+        token_ids=token_ids,
+        tid2eid=tid2eid,
     )
     num_experts = router_logits.shape[1]
+    rows = hidden_states
+    if spec.latent_experts:
+        rows = rounded(linear(x, decode(needed("latent_down", latent_down))), stores.gate_up)
     y = fused_experts(
-        hidden_states=hidden_states,
+        hidden_states=rows,
         w13=w13,
         w2=w2,
         topk_weights=weights,
@@ -91,9 +105,11 @@ def moe_layer(
         w2_bias=w2_bias,
         numerics=stores,
     )
+    if spec.latent_experts:
+        y = rounded(linear(y, decode(needed("latent_up", latent_up))), stores.out)
     shared = None
     if spec.shared_experts != "none":
-        shared = expert_output(x, _shared_weights(shared_w13, shared_w2), spec.experts, stores)
+        shared = expert_output(x, shared_weights(shared_w13, shared_w2), spec.shared, stores)
     return finished(
         y,
         x=x,
@@ -116,11 +132,15 @@ def variants(
     noise: Noise,
     correction_bias: AnyArray | None = None,
     per_expert_scale: AnyArray | None = None,
+    token_ids: AnyArray | None = None,
+    tid2eid: AnyArray | None = None,
     shared_w13: AnyArray | None = None,
     shared_w2: AnyArray | None = None,
     shared_gate: AnyArray | None = None,
     w13_bias: AnyArray | None = None,
     w2_bias: AnyArray | None = None,
+    latent_down: AnyArray | None = None,
+    latent_up: AnyArray | None = None,
     topk: Topk | None = None,
     numerics: Numerics | None = None,
     dtype: str | None = None,
@@ -136,25 +156,36 @@ def variants(
         spec=spec.routing,
         correction_bias=correction_bias,
         per_expert_scale=per_expert_scale,
+        token_ids=token_ids,
+        tid2eid=tid2eid,
     )
     computed = _computed_weights(weights, stores)
     drawn = computed.value + np.sqrt(computed.dense) * noise.normal((noise.variants, *computed.value.shape))
     num_experts = router_logits.shape[1]
-    routed = experts_variants(
-        hidden_states=hidden_states,
+    simulated = partial(
+        experts_variants,
         w13=w13,
         w2=w2,
-        topk_weights=drawn,
         topk_ids=_weight_rows(ids, num_experts, spec.routing),
         spec=spec.experts,
-        noise=noise,
         w13_bias=w13_bias,
         w2_bias=w2_bias,
         numerics=stores,
     )
+    if spec.latent_experts:
+        down, up = decode(needed("latent_down", latent_down)), decode(needed("latent_up", latent_up))
+        one = noise._replace(variants=1)
+        latents = rounded(products_with_errors(x, down, stores, noise), stores.gate_up)
+        sums = [
+            simulated(hidden_states=latent, topk_weights=w[None], noise=one)[0]
+            for latent, w in zip(latents, drawn, strict=True)
+        ]
+        routed = np.concatenate([rounded(products_with_errors(y, up, stores, one), stores.out) for y in sums])
+    else:
+        routed = simulated(hidden_states=hidden_states, topk_weights=drawn, noise=noise)
     shared = None
     if spec.shared_experts != "none":
-        shared = expert_variants(x, _shared_weights(shared_w13, shared_w2), spec.experts, stores, noise)
+        shared = expert_variants(x, shared_weights(shared_w13, shared_w2), spec.shared, stores, noise)
     outputs = [
         finished(
             y,
@@ -191,12 +222,12 @@ def finished(
         y = rounded(y + identity, stores.out)
     if _output_factor(spec.routing) != 1.0:
         y = rounded(y * _output_factor(spec.routing), stores.out)
-    if shared is None:
-        return y
-    if spec.shared_experts == "gated":
-        logit = rounded(_gate_logit(x, shared_gate), stores.gate_up)
-        shared = rounded(shared * rounded(sigmoid(logit), stores.act), stores.weighted)
-    return rounded(y + rounded(shared, stores.out), stores.out)
+    if shared is not None:
+        if spec.shared_experts == "gated":
+            logit = rounded(gate_logit(x, shared_gate), stores.gate_up)
+            shared = rounded(shared * rounded(sigmoid(logit), stores.act), stores.weighted)
+        y = rounded(y + rounded(shared, stores.out), stores.out)
+    return y if spec.sum_factor == 1.0 else rounded(y * spec.sum_factor, stores.out)
 
 
 def estimate(
@@ -208,11 +239,15 @@ def estimate(
     spec: MoESpec,
     correction_bias: AnyArray | None = None,
     per_expert_scale: AnyArray | None = None,
+    token_ids: AnyArray | None = None,
+    tid2eid: AnyArray | None = None,
     shared_w13: AnyArray | None = None,
     shared_w2: AnyArray | None = None,
     shared_gate: AnyArray | None = None,
     w13_bias: AnyArray | None = None,
     w2_bias: AnyArray | None = None,
+    latent_down: AnyArray | None = None,
+    latent_up: AnyArray | None = None,
     topk: Topk | None = None,
     numerics: Numerics | None = None,
     dtype: str | None = None,
@@ -223,9 +258,9 @@ def estimate(
     """Value and error of a kernel's y, for the reference's ids. flips: about the reference rounded as in `numerics`.
 
     rows, both: as in fused_experts.estimate.
-    V_y = r^2 V_routed + V_shared + the stores above. Routing weights that the kernel computes are off by ROUTING_ULPS
-    fp32 ulps, + one rounding if `scores` are stored low; so are those given as `topk`, which stand for a choice of the
-    kernel's own. Other arguments as above.
+    V_y = f^2 (r^2 V_routed + V_shared) + the stores above, V_routed of latent experts being V_up(sum). Routing weights
+    that the kernel computes are off by ROUTING_ULPS fp32 ulps, + one rounding if `scores` are stored low; so are those
+    given as `topk`, which stand for a choice of the kernel's own. Other arguments as above.
     """
     stores = contract(numerics, dtype, hidden_states, undeclared=Numerics())
     x = decode(hidden_states)
@@ -234,11 +269,17 @@ def estimate(
         spec=spec.routing,
         correction_bias=correction_bias,
         per_expert_scale=per_expert_scale,
+        token_ids=token_ids,
+        tid2eid=tid2eid,
     )
     computed = _computed_weights(weights, stores)
     num_experts = router_logits.shape[1]
+    hidden = None
+    if spec.latent_experts:
+        down = decode(needed("latent_down", latent_down))
+        hidden = exact_linear_estimate(x, whole(x, down), accumulate=stores.accumulate)
     routed = experts_estimate(
-        hidden_states=hidden_states,
+        hidden_states=hidden_states if hidden is None else hidden.value,
         w13=w13,
         w2=w2,
         topk_weights=weights,
@@ -251,9 +292,13 @@ def estimate(
         rows=rows,
         both=both,
         weights=computed,
+        hidden=hidden,
     )
     asked = questions(flips=flips, rows=rows, both=both)
     answers = [routed] if routed.about_rounded is None else [routed, routed.about_rounded]
+    if spec.latent_experts:
+        up = decode(needed("latent_up", latent_up))
+        answers = [projected(y, up, stores) for y in answers]
     if spec.routing.num_zero_experts:
         kept = _identity_estimate(computed, ids, num_experts, spec.routing)
         answers = [_with_identity(y, x, kept, stores) for y in answers]
@@ -261,8 +306,10 @@ def estimate(
     if factor != 1.0:
         answers = [_multiplied(y, factor, stores) for y in answers]
     if spec.shared_experts != "none":
-        extra = _shared_experts(x, shared_w13, shared_w2, shared_gate, spec, stores, asked)
+        extra = shared_estimates(x, shared_w13, shared_w2, shared_gate, spec, stores, asked)
         answers = [_added(y, more, stores) for y, more in zip(answers, extra, strict=True)]
+    if spec.sum_factor != 1.0:
+        answers = [_multiplied(y, spec.sum_factor, stores) for y in answers]
     return answer(answers)
 
 
@@ -279,7 +326,7 @@ def _with_identity(routed: Errors, x: Float64, weight: Estimate, stores: Numeric
 
 
 def _multiplied(routed: Errors, factor: float, stores: Numerics) -> Errors:
-    """The experts' sum times r, stored at `out`."""
+    """A sum times r or f, stored at `out`."""
     y = stored(routed.estimate.scaled(factor), stores.out)
     shared = None if routed.shared is None else routed.shared * factor**2
     return replace(routed, estimate=y, shared=shared, sources=tuple(s.scaled(factor) for s in routed.sources))
@@ -290,55 +337,6 @@ def _added(routed: Errors, extra: Errors, stores: Numerics) -> Errors:
     y = stored(total(routed.estimate, extra.estimate), stores.out)
     shared = None if routed.shared is None or extra.shared is None else routed.shared + extra.shared
     return replace(routed, estimate=y, shared=shared, sources=(*routed.sources, *extra.sources))
-
-
-def _shared_experts(
-    x: Float64,
-    shared_w13: AnyArray | None,
-    shared_w2: AnyArray | None,
-    shared_gate: AnyArray | None,
-    spec: MoESpec,
-    stores: Numerics,
-    asked: Sequence[Question],
-) -> list[Errors]:
-    """The shared experts' sum, gated where the spec says so, stored at `out`."""
-    weights = _shared_weights(shared_w13, shared_w2)
-    groups = GroupedWeights(whole(x, weights.w13), whole(x, weights.w2))
-    exact = [exactly(x, flips=q.flips) for q in asked]
-    rows = np.arange(len(x))
-    estimates = expert_estimates(exact, groups, spec.experts, stores, asked)
-    outputs = []
-    for q, (z, v_h, step, shared) in zip(asked, estimates, strict=True):
-        scale, last = np.ones(len(x)), stores.per_expert
-        sources = list[SharedError | FactorError]()
-        if spec.shared_experts == "gated":
-            gate, flip = _gate_estimate(x, shared_gate, stores, q)
-            scale, last = gate.value[:, 0], stores.weighted
-            if shared is not None:
-                shared = shared * np.square(gate.value) + np.square(z.value) * gate.variance
-                sources.append(FactorError(rows=rows, variance=gate.variance[:, 0], along=z.value, step=flip))
-            z = stored(product(z, gate), stores.weighted)
-        if v_h is not None and step is not None:
-            sources.append(SharedError(rows=rows, scale=scale, variance=v_h, step=step, groups=groups.w2))
-        if not exact_in(last, stores.out):
-            z = stored(z, stores.out)
-        outputs.append(Errors(z, shared, tuple(sources), rows=q.rows))
-    return outputs
-
-
-def _gate_estimate(
-    x: Float64, shared_gate: AnyArray | None, stores: Numerics, question: Question
-) -> tuple[Estimate, Float64]:
-    """The estimate of sigmoid(x . shared_gate), [T, 1], and the size of one flip of it, [T]."""
-    row = decode(_given("shared_gate", shared_gate))[None, :]
-    logit = exact_linear_estimate(x, whole(x, row), accumulate=stores.accumulate)
-    logit = stored(given(logit, flips=question.flips), stores.gate_up)
-    value = sigmoid(logit.value)
-    slope = value * (1.0 - value)
-    gate = logit.through(value, slope)
-    gate = gate._replace(dense=gate.dense + np.square(ROUTING_ULPS * ulp(value, "fp32")))
-    flip = ulp(logit.value, stores.gate_up) * slope + ulp(value, stores.act)
-    return gate if stores.act == "fp32" else stored(gate, stores.act), flip[:, 0]
 
 
 def _computed_weights(weights: Float64, stores: Numerics) -> Estimate:
@@ -373,20 +371,3 @@ def _identity_weight(weights: AnyArray, ids: AnyArray, num_experts: int, routing
 def _output_factor(routing: RoutingSpec) -> float:
     """What multiplies the sum over the slots: r, unless it is already inside the weights."""
     return 1.0 if routing.scaling_placement == "topk_weights" else routed_factor(routing)
-
-
-def _shared_weights(shared_w13: AnyArray | None, shared_w2: AnyArray | None) -> Weights:
-    return Weights(
-        w13=decode(_given("shared_w13", shared_w13)), w2=decode(_given("shared_w2", shared_w2)), b13=None, b2=None
-    )
-
-
-def _gate_logit(x: Float64, shared_gate: AnyArray | None) -> Float64:
-    logit: Float64 = x @ decode(_given("shared_gate", shared_gate))
-    return logit[:, None]
-
-
-def _given(name: str, array: AnyArray | None) -> AnyArray:
-    if array is None:
-        raise ValueError(f"the spec needs {name}, which was not given.")
-    return array

@@ -29,17 +29,23 @@ def topk_routing(
     spec: RoutingSpec,
     correction_bias: AnyArray | None = None,
     per_expert_scale: AnyArray | None = None,
+    token_ids: npt.NDArray[np.integer] | None = None,
+    tid2eid: npt.NDArray[np.integer] | None = None,
 ) -> tuple[Float64, Int32]:
     """Weights and ids of each token's experts, best choice score first, then the fused shared slots.
 
     router_logits: [num_tokens, num_experts] any float. correction_bias, per_expert_scale: [num_experts] any float,
-    finite; read only where `spec` says so. Returns topk_weights [num_tokens, top_k + num_fused_shared_experts] float64
-    and topk_ids, the same shape, int32.
+    finite. token_ids: [num_tokens] int, tid2eid: [vocabulary, top_k] int, distinct experts in a row (`hash`: in the
+    table's order). Each is read only where `spec` says so. Returns topk_weights [num_tokens, top_k +
+    num_fused_shared_experts] float64 and topk_ids, the same shape, int32.
     """
     num_tokens, num_experts = router_logits.shape
     spec.check_num_experts(num_experts)
-    _, choice = scores_of(router_logits=router_logits, spec=spec, correction_bias=correction_bias)
-    routed = top_ids(mask_groups(choice, spec=spec), spec.top_k)
+    if spec.selection == "hash":
+        routed = hashed_ids(token_ids=token_ids, tid2eid=tid2eid)
+    else:
+        _, choice = scores_of(router_logits=router_logits, spec=spec, correction_bias=correction_bias)
+        routed = top_ids(mask_groups(choice, spec=spec), spec.top_k)
     shared = np.tile(num_experts + np.arange(spec.num_fused_shared_experts, dtype=np.int32), (num_tokens, 1))
     topk_ids = np.concatenate([routed, shared], axis=1)
     topk_weights = weights_of_ids(
@@ -50,6 +56,17 @@ def topk_routing(
         per_expert_scale=per_expert_scale,
     )
     return topk_weights, topk_ids
+
+
+def hashed_ids(*, token_ids: npt.NDArray[np.integer] | None, tid2eid: npt.NDArray[np.integer] | None) -> Int32:
+    """S = tid2eid[token_id], [num_tokens, top_k] int32 (DeepSeek-V4's first layers: transformers models/deepseek_v4).
+
+    token_ids: [num_tokens] int. tid2eid: [vocabulary, top_k] int.
+    """
+    if token_ids is None or tid2eid is None:
+        raise ValueError("the spec needs token_ids and tid2eid, which were not both given.")
+    chosen: Int32 = tid2eid[token_ids].astype(np.int32)
+    return chosen
 
 
 def scores_of(
@@ -215,12 +232,13 @@ def routed_factor(spec: RoutingSpec) -> float:
 
 
 def shared_slot_weight(spec: RoutingSpec) -> float:
-    """Weight of a fused shared slot such that its net weight in the layer's output is 1.
+    """Weight of a fused shared slot such that its net weight in the layer's output is 1, over all ranks that hold it.
 
     1 where r is inside the routed weights; 1/r where the layer multiplies what the slots add up to by r, be it as
     `routed_output` or as `sum` (semantics: y = r * sum_S w_i E_i + shared in all three placements).
     """
-    return 1.0 if spec.scaling_placement == "topk_weights" else 1.0 / routed_factor(spec)
+    weight = 1.0 if spec.scaling_placement == "topk_weights" else 1.0 / routed_factor(spec)
+    return weight / spec.shared_slot_ranks
 
 
 def _softmax_over(logits: Float64, rows: npt.NDArray[np.integer], kept: Bool) -> Float64:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from moecheck.cases import Case, read_case
 from moecheck.curated import cases_for
 from moecheck.errors import CaseError, SpecError, UsageError
 from moecheck.ops import OPS
-from moecheck.spec import MoESpec, RoutingSpec
+from moecheck.spec import LATER, MoESpec, RoutingSpec, identity
 
 SIGMOID = MoESpec(routing=RoutingSpec(top_k=8, scoring="sigmoid"))
 
@@ -54,6 +54,19 @@ def test_every_other_field_is(change: dict[str, Any]) -> None:
 
     assert replace(case, **change).digest != case.digest
     assert replace(case, **change).key != case.key
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grown:
+    first: int = 1
+    second: float = field(default=2.0, metadata=LATER)
+    spec: MoESpec = field(default_factory=MoESpec, metadata=LATER)
+
+
+def test_a_field_that_came_later_changes_the_identity_only_away_from_its_default() -> None:
+    assert identity(_Grown()) == {"first": 1}
+    assert identity(_Grown(first=3, second=4.0)) == {"first": 3, "second": 4.0}
+    assert identity(_Grown(spec=SIGMOID)) == {"first": 1, "spec": identity(SIGMOID)}
 
 
 @pytest.mark.parametrize("op", list(OPS))

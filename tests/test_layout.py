@@ -20,11 +20,13 @@ PUBLIC = [
     "MoESpec",
     "MoecheckError",
     "Numerics",
+    "Quantization",
     "Quantizer",
     "RoutingSpec",
     "SpecError",
     "Unsupported",
     "UsageError",
+    "WeightLayout",
     "kernel",
 ]
 

@@ -37,12 +37,17 @@ def activated(x: jax.Array, spec: moecheck.ExpertSpec) -> jax.Array:
     """act_and_mul of float32 values, not rounded. x: [rows, 2I] or [rows, I]. Returns [rows, I] float32."""
     if not spec.gated:
         return _limited(x, spec)
+    if spec.gate_up_layout == "interleaved_8":
+        raise moecheck.Unsupported("implements no blocks of eight gates and eight ups")
     if spec.gate_up_layout == "interleaved":
         gate, up = x[:, ::2], x[:, 1::2]
     else:
-        gate, up = jnp.split(x, 2, axis=1)
+        first, second = jnp.split(x, 2, axis=1)
+        gate, up = (second, first) if spec.gate_up_layout == "up_first" else (first, second)
     if spec.swiglu_limit is not None:
         up = jnp.clip(up, -spec.swiglu_limit, spec.swiglu_limit)
+    if spec.situ_up_beta is not None:
+        up = spec.situ_up_beta * jnp.tanh(up / spec.situ_up_beta)
     return _limited(gate, spec) * (up + spec.swiglu_beta)
 
 

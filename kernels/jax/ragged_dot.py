@@ -12,14 +12,21 @@ from moecheck.numerics import INPUT
 from ._stores import stored
 from .activation import activated
 
+TRANSPOSED = moecheck.WeightLayout(transposed=True)  # as ragged_dot takes its right side
+
 
 @moecheck.kernel(
-    "grouped_gemm", backend="jax", name="jax/ragged_dot_gemm", numerics=moecheck.Numerics(), deterministic=True
+    "grouped_gemm",
+    backend="jax",
+    name="jax/ragged_dot_gemm",
+    numerics=moecheck.Numerics(),
+    deterministic=True,
+    weight_layout=TRANSPOSED,
 )
 def grouped_gemm(*, x: jax.Array, w: jax.Array, expert_ends: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """y[g] = x[g] w[g]^T + bias[g] over ragged groups of rows, stored once; rows past the last group are 0.
+    """y[g] = x[g] w[g] + bias[g] over ragged groups of rows, stored once; rows past the last group are 0.
 
-    x: [R, k]. w: [E, n, k]. expert_ends: [E] int32, inclusive prefix sums. bias: [E, n]. Returns [R, n].
+    x: [R, k]. w: [E, k, n]. expert_ends: [E] int32, inclusive prefix sums. bias: [E, n]. Returns [R, n].
     """
     y: jax.Array = _grouped_gemm(x, w, expert_ends, bias)
     return y
@@ -31,6 +38,7 @@ def grouped_gemm(*, x: jax.Array, w: jax.Array, expert_ends: jax.Array, bias: ja
     name="jax/ragged_dot",
     numerics=moecheck.Numerics(act_times_up=INPUT),
     deterministic=True,
+    weight_layout=TRANSPOSED,
 )
 def fused_experts(
     *,
@@ -46,7 +54,7 @@ def fused_experts(
 ) -> jax.Array:
     """The weighted sum of each token's experts; ids that are -1 or map to -1 add nothing.
 
-    hidden_states: [T, H]. w13: [L, 2I or I, H]. w2: [L, H, I]. topk_weights: [T, top_k] float32.
+    hidden_states: [T, H]. w13: [L, H, 2I or I]. w2: [L, I, H]. topk_weights: [T, top_k] float32.
     topk_ids: [T, top_k] int32. w13_bias: [L, 2I or I]. w2_bias: [L, H]. expert_map: [E] int32, global to local id.
     Returns [T, H]. Compiled once per spec and shapes.
     """
@@ -102,16 +110,16 @@ def _fused_experts(
         per_expert += w2_bias.at[ids].get(mode="clip")
     weighted = jnp.where((ids < experts)[:, None], weights * per_expert, 0)
     slots = jnp.zeros_like(weighted).at[order].set(weighted)
-    return stored(slots.reshape(tokens, top_k, w2.shape[1]).sum(axis=1), dtype)
+    return stored(slots.reshape(tokens, top_k, w2.shape[2]).sum(axis=1), dtype)
 
 
 def _ragged(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
-    """x[g] w[g]^T with fp32 products and sums on every backend; rows past sum(sizes) are 0. Returns [R, n] float32."""
+    """x[g] w[g] with fp32 products and sums on every backend; rows past sum(sizes) are 0. Returns [R, n] float32."""
     if len(x) == 0:
-        return jnp.zeros((0, w.shape[1]), jnp.float32)
+        return jnp.zeros((0, w.shape[2]), jnp.float32)
     return jax.lax.ragged_dot(
         x,
-        w.transpose(0, 2, 1),
+        w,
         sizes.astype(jnp.int32),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,

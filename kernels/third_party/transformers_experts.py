@@ -32,6 +32,8 @@ GPT_OSS_EAGER = replace(EAGER, before_bias=INPUT, sigmoid=INPUT, up=INPUT)
 GPT_OSS_SLOTS = replace(SLOTS, before_bias=INPUT, sigmoid=INPUT, up=INPUT)
 
 
+# GptOssExperts keeps its matrices as [E, in, out].
+IN_OUT = moecheck.WeightLayout(transposed=True)
 GPT_OSS = (moecheck.MoESpec(routing=moecheck.RoutingSpec(top_k=4), experts=SWIGLUOAI),)
 NEMOTRON_H = (
     moecheck.MoESpec(
@@ -103,7 +105,7 @@ def mixtral_grouped_mm(
     spec: moecheck.ExpertSpec,
 ) -> torch.Tensor:
     """MixtralExperts under `grouped_mm`: rows sorted by expert. Shapes as in fused_experts."""
-    _check_rows(hidden_states, w13, w2)
+    _check_rows(hidden_states, w13.shape[1], w2.shape[2])
     return _gated("grouped_mm", hidden_states, w13, w2, topk_weights, topk_ids, spec)
 
 
@@ -131,7 +133,12 @@ def nemotron_h_eager(
 
 
 @moecheck.kernel(
-    "fused_experts", backend="torch", name="transformers/gpt_oss_eager", specs=GPT_OSS, numerics=GPT_OSS_EAGER
+    "fused_experts",
+    backend="torch",
+    name="transformers/gpt_oss_eager",
+    specs=GPT_OSS,
+    numerics=GPT_OSS_EAGER,
+    weight_layout=IN_OUT,
 )
 def gpt_oss_eager(
     *,
@@ -144,7 +151,7 @@ def gpt_oss_eager(
     w2_bias: torch.Tensor,
     spec: moecheck.ExpertSpec,
 ) -> torch.Tensor:
-    """GptOssExperts.forward: interleaved gate and up, clamped swiglu, biases. Shapes as in fused_experts."""
+    """GptOssExperts.forward: interleaved gate and up, clamped swiglu, biases. w13: [E, H, 2I]. w2: [E, I, H]."""
     return _gpt_oss("eager", hidden_states, w13, w2, topk_weights, topk_ids, w13_bias, w2_bias, spec)
 
 
@@ -155,6 +162,7 @@ def gpt_oss_eager(
     specs=GPT_OSS,
     numerics=GPT_OSS_SLOTS,
     deterministic=True,
+    weight_layout=IN_OUT,
 )
 def gpt_oss_batched_mm(
     *,
@@ -167,7 +175,7 @@ def gpt_oss_batched_mm(
     w2_bias: torch.Tensor,
     spec: moecheck.ExpertSpec,
 ) -> torch.Tensor:
-    """GptOssExperts under `batched_mm`. Shapes as in fused_experts."""
+    """GptOssExperts under `batched_mm`. w13: [E, H, 2I]. w2: [E, I, H]."""
     return _gpt_oss("batched_mm", hidden_states, w13, w2, topk_weights, topk_ids, w13_bias, w2_bias, spec)
 
 
@@ -178,6 +186,7 @@ def gpt_oss_batched_mm(
     specs=GPT_OSS,
     numerics=GPT_OSS_SLOTS,
     deterministic=True,
+    weight_layout=IN_OUT,
 )
 def gpt_oss_grouped_mm(
     *,
@@ -190,8 +199,8 @@ def gpt_oss_grouped_mm(
     w2_bias: torch.Tensor,
     spec: moecheck.ExpertSpec,
 ) -> torch.Tensor:
-    """GptOssExperts under `grouped_mm`. Shapes as in fused_experts."""
-    _check_rows(hidden_states, w13, w2)
+    """GptOssExperts under `grouped_mm`. w13: [E, H, 2I]. w2: [E, I, H]."""
+    _check_rows(hidden_states, w13.shape[2], w2.shape[1])
     return _gpt_oss("grouped_mm", hidden_states, w13, w2, topk_weights, topk_ids, w13_bias, w2_bias, spec)
 
 
@@ -228,17 +237,17 @@ def _gpt_oss(
     activation_name(spec, replace(SWIGLUOAI, swiglu_alpha=spec.swiglu_alpha, swiglu_limit=spec.swiglu_limit))
     config = Config(
         num_experts=len(w13),
-        hidden_size=w2.shape[1],
-        intermediate_size=w2.shape[2],
+        hidden_size=w2.shape[2],
+        intermediate_size=w2.shape[1],
         swiglu_alpha=spec.swiglu_alpha,
         swiglu_limit=spec.swiglu_limit,
         _experts_implementation=implementation,
     )
     experts = module("gpt_oss", "GptOssExperts", config)
-    set_weight(experts, "gate_up_proj", w13.transpose(1, 2))  # the class keeps weights as [E, in, out]
+    set_weight(experts, "gate_up_proj", w13)
     set_weight(experts, "gate_up_proj_bias", w13_bias)
     set_weight(experts, "down_proj_bias", w2_bias)
-    return _run(experts, hidden_states, w2.transpose(1, 2), topk_weights, topk_ids)
+    return _run(experts, hidden_states, w2, topk_weights, topk_ids)
 
 
 def _experts(
@@ -297,8 +306,8 @@ def _skips_absent_experts(owner: type[nn.Module], implementation: str) -> bool:
     return bool((out == 0).all())
 
 
-def _check_rows(hidden_states: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor) -> None:
+def _check_rows(hidden_states: torch.Tensor, *widths: int) -> None:
     """Raise Unsupported where torch's grouped_mm, which the library calls without a check, would raise."""
-    for size in (hidden_states.shape[1], w13.shape[1], w2.shape[2]):
+    for size in (hidden_states.shape[1], *widths):
         if size * hidden_states.element_size() % 16:
             raise moecheck.Unsupported(f"grouped_mm needs rows of a multiple of 16 bytes, one has {size} elements")

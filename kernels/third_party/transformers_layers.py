@@ -174,6 +174,9 @@ def _block(
     model: str, owner: str, w13: torch.Tensor, w2: torch.Tensor, spec: moecheck.MoESpec, *, shared: str
 ) -> nn.Module:
     """The library's block with the routed experts' weights in place."""
+    for field, only in (("shared_spec", None), ("sum_factor", 1.0)):
+        if getattr(spec, field) != only:
+            raise moecheck.Unsupported(f"{owner} has {field}={only!r}, not {getattr(spec, field)!r}")
     if spec.shared_experts != shared:
         raise moecheck.Unsupported(f"{owner} has shared_experts={shared!r}, not {spec.shared_experts!r}")
     config = Config(

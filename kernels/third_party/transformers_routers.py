@@ -316,6 +316,8 @@ def _canonical(spec: moecheck.RoutingSpec) -> moecheck.RoutingSpec:
         unused += ["scaling_needs_renormalize"]
     if spec.softmax_over_selected:
         unused += ["choose_by_logits"]
+    if not spec.num_fused_shared_experts:
+        unused += ["shared_slot_ranks"]
     if spec.selection != "sparsemixer":
         unused += ["sparsemixer_epsilon"]
     return replace(spec, **{name: getattr(default, name) for name in unused})

@@ -27,14 +27,21 @@ def act_and_mul(*, x: torch.Tensor, spec: moecheck.ExpertSpec) -> torch.Tensor:
     gate, up = _split(values, spec)
     if spec.swiglu_limit is not None:
         up = up.clamp(-spec.swiglu_limit, spec.swiglu_limit)
+    if spec.situ_up_beta is not None:
+        up = spec.situ_up_beta * torch.tanh(up / spec.situ_up_beta)
     return (_limited_activation(gate, spec) * (up + spec.swiglu_beta)).to(x.dtype)
 
 
 def _split(values: torch.Tensor, spec: moecheck.ExpertSpec) -> tuple[torch.Tensor, torch.Tensor]:
     if spec.gate_up_layout == "interleaved":
         return values[..., ::2], values[..., 1::2]
-    gate, up = values.chunk(2, dim=-1)
-    return gate, up
+    if spec.gate_up_layout == "interleaved_8":
+        if values.shape[-1] % 16:
+            raise moecheck.Unsupported("blocks of eight gates and eight ups need a multiple of 16 columns")
+        gate, up = values.unflatten(-1, (-1, 2, 8)).unbind(-2)
+        return gate.flatten(-2), up.flatten(-2)
+    first, second = values.chunk(2, dim=-1)
+    return (second, first) if spec.gate_up_layout == "up_first" else (first, second)
 
 
 def _limited_activation(gate: torch.Tensor, spec: moecheck.ExpertSpec) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Where each expert's rows go: block-aligned and grouped-GEMM metadata in PyTorch."""
+"""Where each expert's rows go: counts, block-aligned and grouped-GEMM metadata in PyTorch."""
 
 from __future__ import annotations
 
@@ -58,3 +58,14 @@ def problem_sizes(
         for n, k in ((2 * intermediate_size, hidden_size), (hidden_size, intermediate_size))
     ]
     return starts.to(torch.int32), sizes[0], sizes[1]
+
+
+@moecheck.kernel("expert_counts", backend="torch", name="torch/expert_counts", deterministic=True)
+def expert_counts(*, topk_ids: torch.Tensor, num_experts: int, expert_map: torch.Tensor | None = None) -> torch.Tensor:
+    """How many slots each local expert has; ids that are -1 or map to -1 count nowhere.
+
+    topk_ids: [T, top_k] int32. expert_map: [E] int32. Returns [L] int32.
+    """
+    experts = num_experts if expert_map is None else int((expert_map >= 0).sum())
+    ids = local_ids(topk_ids, expert_map).flatten()
+    return torch.bincount(ids[ids >= 0], minlength=experts).to(torch.int32)

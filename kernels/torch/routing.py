@@ -20,11 +20,13 @@ def topk_routing(
     router_logits: torch.Tensor,
     correction_bias: torch.Tensor | None = None,
     per_expert_scale: torch.Tensor | None = None,
+    token_ids: torch.Tensor | None = None,
+    tid2eid: torch.Tensor | None = None,
     spec: moecheck.RoutingSpec,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose and weigh experts by any RoutingSpec; equal scores go to the lowest id, non-finite scores count as 0.
 
-    router_logits: [T, E]. correction_bias, per_expert_scale: [E] float32.
+    router_logits: [T, E]. correction_bias, per_expert_scale: [E] float32. token_ids: [T], tid2eid: [vocabulary, top_k].
     Returns topk_weights [T, top_k + fused shared] float32 and topk_ids of the same shape, int32.
     """
     logits = router_logits.float()
@@ -34,6 +36,9 @@ def topk_routing(
         logits = logits + _given(correction_bias, "correction_bias")
     if spec.selection == "sparsemixer":
         weights, ids = _sparsemixer(logits, spec)
+    elif spec.selection == "hash":
+        ids = _given(tid2eid, "tid2eid")[_given(token_ids, "token_ids").long()].long()
+        weights = _weights(logits, ids, spec)
     else:
         weights, ids = _topk(logits, correction_bias, spec)
     factor = scaling_factor(spec)
@@ -70,17 +75,29 @@ def _scores(logits: torch.Tensor, spec: moecheck.RoutingSpec) -> torch.Tensor:
 def _topk(
     logits: torch.Tensor, bias: torch.Tensor | None, spec: moecheck.RoutingSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    defined = logits.amax(dim=-1, keepdim=True).isfinite()
-    scores = _scores(logits, spec).nan_to_num(0.0, posinf=0.0, neginf=0.0)
-    choice = logits.where(defined, 0.0) if spec.softmax_over_selected or spec.choose_by_logits else scores
+    by_logits = spec.softmax_over_selected or spec.choose_by_logits
+    choice = logits.where(_defined(logits), 0.0) if by_logits else _finite_scores(logits, spec)
     if spec.correction_bias == "select":
         choice = choice + _given(bias, "correction_bias")
     if spec.num_expert_groups > 1:
         choice = _mask_groups(choice, spec)
     ids = choice.sort(dim=-1, descending=True, stable=True).indices[:, : spec.top_k]
+    return _weights(logits, ids, spec), ids
+
+
+def _weights(logits: torch.Tensor, ids: torch.Tensor, spec: moecheck.RoutingSpec) -> torch.Tensor:
+    """The scores of the chosen experts, or the softmax over their logits: [T, top_k]."""
     if not spec.softmax_over_selected:
-        return scores.gather(1, ids), ids
-    return torch.softmax(logits.gather(1, ids), dim=-1).where(defined, 0.0), ids
+        return _finite_scores(logits, spec).gather(1, ids)
+    return torch.softmax(logits.gather(1, ids), dim=-1).where(_defined(logits), 0.0)
+
+
+def _finite_scores(logits: torch.Tensor, spec: moecheck.RoutingSpec) -> torch.Tensor:
+    return _scores(logits, spec).nan_to_num(0.0, posinf=0.0, neginf=0.0)
+
+
+def _defined(logits: torch.Tensor) -> torch.Tensor:
+    return logits.amax(dim=-1, keepdim=True).isfinite()
 
 
 def _mask_groups(choice: torch.Tensor, spec: moecheck.RoutingSpec) -> torch.Tensor:
@@ -119,8 +136,8 @@ def _denominator(weights: torch.Tensor, spec: moecheck.RoutingSpec) -> torch.Ten
 def _append_shared(
     weights: torch.Tensor, ids: torch.Tensor, *, num_experts: int, factor: float, spec: moecheck.RoutingSpec
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slots E, E+1, ... whose net weight in the layer's output is 1."""
+    """Slots E, E+1, ... whose net weight in the layer's output is 1, over all ranks that hold them."""
     shape = (len(ids), spec.num_fused_shared_experts)
-    weight = 1.0 if spec.scaling_placement == "topk_weights" else 1.0 / factor
+    weight = (1.0 if spec.scaling_placement == "topk_weights" else 1.0 / factor) / spec.shared_slot_ranks
     shared = torch.arange(num_experts, num_experts + shape[1], device=ids.device).expand(shape)
     return torch.cat([weights, weights.new_full(shape, weight)], dim=1), torch.cat([ids, shared], dim=1)

@@ -33,6 +33,8 @@ def check_spec(spec: moecheck.ExpertSpec) -> None:
     """Raise Unsupported for what the activation's device code does not implement."""
     if not spec.gated or spec.weight_on_input:
         raise moecheck.Unsupported("implements gated experts that weigh their outputs")
+    if spec.gate_up_layout not in ("halves", "interleaved"):
+        raise moecheck.Unsupported(f"takes gates and ups as halves or interleaved, not {spec.gate_up_layout}")
     if spec.activation not in ("silu", "gelu_tanh"):
         raise moecheck.Unsupported(f"implements the activations silu and gelu_tanh, not {spec.activation}")
     if spec.swiglu_limit is not None and spec.limit_position == "after":

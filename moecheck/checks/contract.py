@@ -53,6 +53,8 @@ def _size(axis: str, case: Case, inputs: dict[str, Any]) -> int | None:
     if axis == "R":
         rows = {"act_and_mul": "x", "grouped_gemm": "x", "shuffle_rows": "row_map", "permute": "topk_ids"}[case.op]
         return int(inputs[rows].size if case.op == "permute" else inputs[rows].shape[0])
+    if axis == "C":
+        return int(inputs["hidden_states"].shape[1])
     if axis == "W":
         return int(inputs["x"].shape[1])
     if axis == "n":

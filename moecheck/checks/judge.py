@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from moecheck.accumulators import ACCUMULATORS
 from moecheck.bounds import NEAR_BIAS, SMOOTH_BIAS, truncation_bias
@@ -22,9 +23,15 @@ from moecheck.kernel import TieRule
 from moecheck.numerics import FLOOR, Numerics
 from moecheck.oracle import Oracle, Values
 
-VALUE_OPS = frozenset({"unpermute", "grouped_gemm", "act_and_mul", "fused_experts", "moe_layer"})
-STRUCTURE_OPS = frozenset({"align_block_size", "permute", "problem_sizes", "shuffle_rows"})
-ROW_NAMES = {"grouped_gemm": "row", "act_and_mul": "row"}
+SOME_ROWS = frozenset({"expert_outputs", "batched_experts"})  # ops with rows of the output that may hold anything
+VALUE_OPS = frozenset({"unpermute", "grouped_gemm", "act_and_mul", "fused_experts", "moe_layer"}) | SOME_ROWS
+STRUCTURE_OPS = frozenset({"align_block_size", "expert_counts", "permute", "problem_sizes", "shuffle_rows"})
+ROW_NAMES = {
+    "grouped_gemm": "row",
+    "act_and_mul": "row",
+    "expert_outputs": "slot with an expert",
+    "batched_experts": "row with a token",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +83,8 @@ def judge(
 def _values(
     case: Case, out: AnyArray, oracle: Oracle, limits: Limits, numerics: Numerics | None, *, declared: bool
 ) -> Judged:
+    if case.op in SOME_ROWS:
+        out = _held(case, out, oracle)
     decoded = to_float64(out)
     values, extra = _expected(case, decoded, oracle, numerics)
     near = None
@@ -87,7 +96,7 @@ def _values(
         values, extra = _expected(case, decoded, oracle, None)
     # A dynamic quantiser does not represent the integers.
     requantised = numerics is not None and numerics.requantises
-    exact = case.stratum == "integer" and case.op in ("fused_experts", "grouped_gemm") and not requantised
+    exact = case.stratum == "integer" and case.op in ("fused_experts", *SOME_ROWS, "grouped_gemm") and not requantised
     judgement = judge_values(
         decoded,
         values,
@@ -128,7 +137,22 @@ def _proven(
 def _expected(case: Case, out: Float64, oracle: Oracle, numerics: Numerics | None) -> tuple[Values, Judgement | None]:
     if case.op == "moe_layer":
         return layer_values(case, out, oracle, numerics)
-    return oracle.values(case, numerics), None
+    values = oracle.values(case, numerics)
+    return (values.rows(held_rows(oracle.inputs(case))) if case.op in SOME_ROWS else values), None
+
+
+def _held(case: Case, out: AnyArray, oracle: Oracle) -> AnyArray:
+    """The rows of an output [T, k, H] or [E, C, H] that are anybody's: the others may hold anything."""
+    return np.asarray(out.reshape(-1, out.shape[-1])[held_rows(oracle.inputs(case))])
+
+
+def held_rows(inputs: dict[str, Any]) -> npt.NDArray[np.bool_]:
+    """[T k]: whether the slot's expert is on this rank; [E C]: whether the row is one of its expert's count."""
+    if "expert_counts" in inputs:
+        place = np.arange(inputs["hidden_states"].shape[1])
+        return np.asarray(place < inputs["expert_counts"][:, None]).reshape(-1)
+    ids, expert_map = inputs["topk_ids"].reshape(-1), inputs.get("expert_map")
+    return np.asarray((ids >= 0) if expert_map is None else (ids >= 0) & (expert_map[np.maximum(ids, 0)] >= 0))
 
 
 def _statistics(
@@ -141,7 +165,7 @@ def _statistics(
     one_way = numerics is None and case.op == "unpermute"
     row_bias = 2.0 ** -FORMATS[case.dtype].precision if one_way else 0.0
     # Gate and up are two sums, and the second GEMM is one of their product.
-    sums = 3 if case.op in ("fused_experts", "moe_layer") else 1
+    sums = 3 if case.op in ("fused_experts", *SOME_ROWS, "moe_layer") else 1
     bias += sums * ACCUMULATORS[(numerics or FLOOR).accumulate].bias(terms)
     inputs = oracle.inputs(case)
     groups = {"expert": inputs["topk_ids"]} if case.op == "fused_experts" else {}

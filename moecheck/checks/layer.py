@@ -71,7 +71,8 @@ def _take_nearer(
     _, ids = module.topk_routing(**arguments)
     for token in rows:
         ids[token, : case.spec.routing.top_k] = sets[token][alternative]
-    topk = (module.weights_of_ids(**arguments, topk_ids=ids)[rows], ids[rows])
+    given = {name: value for name, value in arguments.items() if name not in ("token_ids", "tid2eid")}
+    topk = (module.weights_of_ids(**given, topk_ids=ids)[rows], ids[rows])
     tried = oracle.layer_values(case, numerics, rows, topk)
     nearer = np.flatnonzero(_distance(out[rows], tried) < _distance(out[rows], best.rows(rows)))
     best.replace_rows(np.array(rows)[nearer], tried, nearer)
@@ -84,4 +85,4 @@ def _distance(out: Float64, values: Values) -> Float64:
     return largest
 
 
-_ROUTER_INPUTS = ("router_logits", "correction_bias", "per_expert_scale")
+_ROUTER_INPUTS = ("router_logits", "correction_bias", "per_expert_scale", "token_ids", "tid2eid")

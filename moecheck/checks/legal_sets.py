@@ -41,6 +41,10 @@ class Choice:
 def choice_of(case: Case, inputs: dict[str, Any], numerics: Numerics | None) -> Choice:
     """The choice scores of a case's tokens with the rounding that a kernel of this contract may have."""
     module, routing = reference_modules()["topk_routing"], case.spec.routing
+    if routing.selection == "hash":  # a table says which: 1 for these, 0 for the others, and no rounding
+        ids = module.hashed_ids(token_ids=inputs["token_ids"], tid2eid=inputs["tid2eid"])
+        named = _mask(ids, case.num_experts).astype(np.float64)
+        return Choice(c=named, eps=np.zeros_like(named), group=None, group_eps=None)
     arguments: dict[str, Any] = {n: inputs[n] for n in ("router_logits", "correction_bias") if n in inputs}
     scores, c = module.scores_of(**arguments, spec=routing)
     by_logits = module.chooses_by_logits(routing)

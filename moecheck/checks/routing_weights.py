@@ -80,7 +80,7 @@ def _values(
     if numerics is None or numerics.topk_weights == "fp32":
         return routed, values
     routing = case.spec.routing
-    scored = routing.selection == "topk" and not routing.softmax_over_selected
+    scored = routing.selection != "sparsemixer" and not routing.softmax_over_selected
     if numerics.scores == "fp32" or not scored:
         kept = Oracle.weight_values(case, some, None, chosen)
         _accept_either(values.rounded, routed, kept, step=ulp(kept.true, _stored_as(case, numerics)))

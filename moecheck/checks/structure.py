@@ -130,6 +130,7 @@ def same_bits(got: AnyArray, want: AnyArray) -> bool:
 
 _CONTRACTS = {
     "align_block_size": _align_block_size,
+    "expert_counts": _equal(("expert_counts",)),
     "permute": _permute,
     "problem_sizes": _equal(("expert_starts", "problem_sizes1", "problem_sizes2")),
     "shuffle_rows": _equal(("out",)),

@@ -7,10 +7,12 @@ import traceback
 
 import click
 
+from moecheck.cli.audit import audit_command
 from moecheck.cli.check import check
 from moecheck.cli.doctor import doctor
 from moecheck.cli.kernels import kernels
 from moecheck.cli.listing import list_all
+from moecheck.cli.mutants import mutants
 from moecheck.cli.new_kernel import new_kernel
 from moecheck.cli.replay import replay
 from moecheck.errors import HarnessError, MoecheckError, near
@@ -41,7 +43,7 @@ def cli() -> None:
     """
 
 
-for command in (kernels, check, replay, list_all, doctor, new_kernel):
+for command in (kernels, check, mutants, audit_command, replay, list_all, doctor, new_kernel):
     cli.add_command(command)
 
 

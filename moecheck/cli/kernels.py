@@ -6,6 +6,7 @@ import json
 import shlex
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from moecheck.checks.finding import FAILURES, Finding, Verdict
 from moecheck.checks.judge import Limits
 from moecheck.cli.options import color, cores, not_negative, parse_require, positive, width
 from moecheck.cli.progress import LiveProgress
-from moecheck.curated import COMPILED_SHAPES, PROFILES, cases_for, few_shapes
+from moecheck.curated import COMPILED_SHAPES, PROFILES, cases_for, draw_ahead, few_shapes
 from moecheck.errors import UsageError, check_known
 from moecheck.formats import FORMATS
 from moecheck.kernel import BACKENDS, Declaration
@@ -104,7 +105,9 @@ def kernels(
     )
     started, start = datetime.now(UTC), time.monotonic()
     progress = LiveProgress()
-    with progress.searching():
+    # Kernels are imported in processes of their own; their cases are drawn meanwhile.
+    with progress.searching(), ThreadPoolExecutor(1) as ahead:
+        ahead.submit(draw_ahead, options.op, profile=options.profile, seed=options.seed, examples=options.examples)
         discovery = _select(
             discover(options.kernel, op=options.op, backend=options.backend, memory=settings.memory, jobs=jobs), options
         )
@@ -224,6 +227,8 @@ def _plans(discovery: Discovery, options: Options) -> list[Plan]:
             examples=options.examples,
             specs=kernel.declaration.specs,
             dtypes=kernel.declaration.dtypes if options.dtype is None else (options.dtype,),
+            quantizations=kernel.declaration.quantizations,
+            plain_weights="w13_scale" not in kernel.declaration.required,
         )
         left: list[Case] = []
         if kernel.declaration.backend in COMPILED:

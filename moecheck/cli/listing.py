@@ -15,6 +15,7 @@ from moecheck.curated import cases_for
 from moecheck.errors import check_known
 from moecheck.identify.floor import below_floor
 from moecheck.kernel import Declaration
+from moecheck.model_record import NUMBERS
 from moecheck.models import MODELS
 from moecheck.ops import OPS
 from moecheck.registry import discover
@@ -69,14 +70,36 @@ def _ops() -> RenderableType:
 
 
 def _models() -> RenderableType:
-    table = _table("model", "experts", "top_k", "hidden", "intermediate", "shared", "scoring", "groups", "factor")
+    columns = (
+        "experts",
+        "top_k",
+        "hidden",
+        "intermediate",
+        "shared",
+        "latent",
+        "scoring",
+        "groups",
+        "factor",
+        "source",
+    )
+    table = _table("model", *columns)
+    table.columns[0].no_wrap = True
     for name, model in MODELS.items():
         routing = model.spec.routing
         groups = "" if routing.num_expert_groups == 1 else f"{routing.num_expert_groups}/{routing.topk_groups}"
         numbers = (model.num_experts, routing.top_k, model.hidden_size, model.intermediate_size)
-        shared = str(model.shared_intermediate_size or "")
-        table.add_row(name, *map(str, numbers), shared, routing.scoring, groups, f"{routing.routed_scaling_factor:g}")
-    return table
+        widths = (str(width or "") for width in (model.shared_intermediate_size, model.latent_size))
+        factor, sources = (
+            f"{routing.routed_scaling_factor:g}",
+            ", ".join(f"{s.kind} {s.numbers}" for s in model.sources),
+        )
+        table.add_row(name, *map(str, numbers), *widths, routing.scoring, groups, factor, sources)
+    letters = ", ".join(f"{letter} {meaning}" for letter, meaning in NUMBERS.items())
+    explained = (
+        "source: `library` is the default of transformers' configuration class, `read` a published configuration, "
+        f"`recalled` was not looked up, `assumed` was not found. {letters}."
+    )
+    return Group(table, Text(explained, style="dim"))
 
 
 def _cases() -> RenderableType:

@@ -13,6 +13,7 @@ from moecheck.errors import UsageError, check_known
 from moecheck.kernel import BACKENDS
 from moecheck.ops import OPS
 from moecheck.oracle import spec_part
+from moecheck.quantization import QUANTISED
 from moecheck.runner.plan import array_arguments
 from moecheck.spec import MoESpec
 
@@ -35,6 +36,7 @@ def new_kernel(name: str, op: str, backend: str) -> int:
         backend=backend,
         always=array_arguments(Case(op=op)),
         takes_spec=spec_part(op, MoESpec()) is not None,
+        quantised=QUANTISED,
     )
     try:
         with path.open("x", encoding="utf-8") as file:

@@ -24,11 +24,12 @@ IDENTIFIED_OPS = VALUE_OPS | {ROUTER}
 _MATTERS: dict[str, Callable[[str, MoESpec], bool]] = {
     "scores": lambda op, spec: op in ("moe_layer", ROUTER) and _scored(spec),
     "topk_weights": lambda op, spec: op in SUM_OPS or op == ROUTER,
+    "dequantised": lambda op, spec: op in EXPERT_OPS and spec.experts.quantization is not None,
     "before_bias": lambda op, spec: _has_bias(op, spec),
     "gate_up": lambda op, spec: op in EXPERT_OPS,
     "sigmoid": lambda op, spec: op in ACTIVATION_OPS and spec.experts.activation == "silu",
     "act": lambda op, spec: op in ACTIVATION_OPS and (spec.experts.gated or _gated_shared(op, spec)),
-    "up": lambda op, spec: op in ACTIVATION_OPS and spec.experts.gated and spec.experts.swiglu_beta != 0.0,
+    "up": lambda op, spec: op in ACTIVATION_OPS and spec.experts.gated and spec.experts.changes_up,
     "act_times_up": lambda op, spec: op in EXPERT_OPS,
     "per_expert": lambda op, spec: op in EXPERT_OPS,
     "weighted": lambda op, spec: op in SUM_OPS,
@@ -126,7 +127,7 @@ def _gated_shared(op: str, spec: MoESpec) -> bool:
 
 def _scored(spec: MoESpec) -> bool:
     """Whether the weights are taken from scores of all experts."""
-    return spec.routing.selection == "topk" and not spec.routing.softmax_over_selected
+    return spec.routing.selection != "sparsemixer" and not spec.routing.softmax_over_selected
 
 
 def _numerics(values: dict[str, str]) -> Numerics:

@@ -26,8 +26,13 @@ def identification_cases(declaration: Declaration) -> tuple[Case, ...]:
         return ()
     dtypes = [dtype for dtype in FIRST_DTYPES if dtype in declaration.dtypes]
     specs = declaration.specs or _specs(declaration)
+    if declaration.quantizations:
+        scheme = declaration.quantizations[0]
+        specs = tuple(replace(spec, experts=replace(spec.experts, quantization=scheme)) for spec in specs)
     drawn = [(spec, dtype, 0) for spec in specs[:1] for dtype in dtypes]
-    if len(drawn) == 1:
+    if declaration.quantizations:  # a search among quantisers is dear
+        drawn = drawn[:1]
+    if len(drawn) == 1 and len(specs) == 1:
         drawn.append((specs[0], dtypes[0], 1))
     drawn += [(spec, dtypes[0], 0) for spec in specs[1:2]]
     cases = [_case(declaration.op, spec, dtype, seed) for spec, dtype, seed in drawn]
@@ -54,15 +59,16 @@ def _case(op: str, spec: MoESpec, dtype: str, seed: int) -> Case:
     groups = spec.routing.num_expert_groups
     router = op == ROUTER
     least = 16 if router else 8
-    experts = groups * max(2, -(-spec.routing.top_k // spec.routing.topk_groups), -(-least // groups))
+    experts = max(spec.routing.least_experts, groups * -(-least // groups))
     return Case(
         op=op,
         spec=spec,
         num_tokens=64 if router else 16,
-        num_experts=experts,
+        num_experts=experts if spec.experts.quantization is None else max(5, spec.routing.top_k),
         hidden_size=192,
         intermediate_size=192,  # more than a group of 128 that shares a scale
         shared_intermediate_size=0 if spec.shared_experts == "none" else 128,
+        latent_size=64 if op == "moe_layer" and spec.latent_experts else 0,
         dtype=dtype,
         seed=seed,
         name="contract",

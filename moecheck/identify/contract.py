@@ -9,6 +9,7 @@ import numpy as np
 from moecheck.bounds import disagreement_limit
 from moecheck.cases import Case
 from moecheck.formats import AnyArray
+from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
 
 from .candidates import EXPERT_OPS
@@ -22,19 +23,29 @@ NEAR, LEAD = 0.5, 0.05
 
 
 @np.errstate(all="ignore")  # a candidate may overflow where the kernel does not
-def identify(observations: Sequence[tuple[Case, AnyArray]], oracle: Oracle, *, requantising: bool = True) -> Identified:
+def identify(
+    observations: Sequence[tuple[Case, AnyArray]],
+    oracle: Oracle,
+    *,
+    requantising: bool = True,
+    declared: Numerics | None = None,
+) -> Identified:
     """The contract whose reference agrees best with a kernel's outputs, averaged over the cases.
 
     observations: cases of one op, each with the kernel's `observation`. The search is over rounding
     points only, never over factors, indices or functions: what a contract cannot explain stays unexplained.
-    requantising: whether contracts with quantisers are tried where no other explains the outputs.
+    requantising: whether contracts with quantisers are tried where no other explains the outputs. declared: where the
+    search starts; if it explains the outputs as well as a simulated kernel of it, only contracts near it are compared.
     """
     if not observations:
         raise ValueError("A contract is identified from one output at least.")
     cases = tuple(case for case, _ in observations)
     pool = pool_of(cases, oracle)
     search = Search(pool, [out for _, out in observations])
-    best, rows = search.best(), sum(len(out) for _, out in observations)
+    rows = sum(len(out) for _, out in observations)
+    best = None if declared is None else search.near(declared)
+    if best is None or not is_known(search.agreement(best), pool.expected(best), rows=rows):
+        best = search.best()
     known = is_known(search.agreement(best), pool.expected(best), rows=rows)
     if requantising and not known and cases[0].op in EXPERT_OPS:
         best = max(best, search.best_requantising(), key=search.agreement)

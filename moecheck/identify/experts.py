@@ -48,29 +48,47 @@ class Group(NamedTuple):
 class Experts:
     """z = W2 f(W1 x + b1) + b2 of all rows under one contract after another."""
 
-    def __init__(self, name: str, groups: list[Group], spec: ExpertSpec, noise: Noise | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        groups: list[Group],
+        spec: ExpertSpec,
+        noise: Noise | None,
+        static: tuple[float | None, float | None] = (None, None),
+    ) -> None:
+        """static: the scales of static quantisers of x and of h."""
         self._name, self._groups, self._spec, self._noise = name, groups, spec, noise
+        self._static = static
         self._activated: Callable[..., Float64] = reference_modules()["act_and_mul"].activated
         self._kept: dict[Hashable, Float64] = {}
         self._bytes = 0  # of what is kept
 
     def output(self, x: Float64, x_key: Hashable, stores: Numerics) -> Float64:
         """The rows' z, [P, H]. x: [P, H], the same for the same x_key."""
-        first = ("first", x_key, stores.a1_quant)
+        first = ("first", x_key, stores.a1_quant, stores.dequantised)
         h = ("h", first, stores.a2_quant, *formats_at(stores, ("before_bias", "gate_up", *ACTIVATION)))
         z = ("z", h, stores.per_expert)
         return self._once(z, lambda: self._second(self._once(h, lambda: self._hidden(x, first, stores)), h, stores))
 
     def _hidden(self, x: Float64, first: Hashable, stores: Numerics) -> Float64:
-        matrices = [group.w13 for group in self._groups]
-        raw = self._once(first, lambda: self._gemm("first", _requantised(x, stores.a1_quant), matrices))
+        raw = self._once(
+            first,
+            lambda: self._gemm(
+                "first",
+                _requantised(x, stores.a1_quant, self._static[0]),
+                [rounded(group.w13, stores.dequantised) for group in self._groups],
+            ),
+        )
         gate_up = self._biased(raw, [group.b13 for group in self._groups], stores)
         h = self._activated(rounded(gate_up, stores.gate_up), self._spec, stores)
-        return _requantised(h, stores.a2_quant)
+        return _requantised(h, stores.a2_quant, self._static[1])
 
     def _second(self, h: Float64, key: Hashable, stores: Numerics) -> Float64:
         raw = self._once(
-            ("second", key), lambda: self._gemm(f"{self._name}/second", h, [group.w2 for group in self._groups])
+            ("second", key),
+            lambda: self._gemm(
+                f"{self._name}/second", h, [rounded(group.w2, stores.dequantised) for group in self._groups]
+            ),
         )
         return rounded(self._biased(raw, [group.b2 for group in self._groups], stores), stores.per_expert)
 
@@ -107,11 +125,11 @@ def rounded(values: Float64, name: str) -> Float64:
     return values if name == "fp32" else round_to(values, name)
 
 
-def _requantised(values: Float64, quantizer: Quantizer | None) -> Float64:
-    """Values as a quantiser leaves them; None keeps them. values: [P, K]."""
+def _requantised(values: Float64, quantizer: Quantizer | None, given: float | None) -> Float64:
+    """Values as a quantiser leaves them; None keeps them. values: [P, K]. given: the scale of a static one."""
     if quantizer is None:
         return values
-    value: Float64 = import_module(f"{REFERENCES}._quantize").quantized(values, quantizer).value
+    value: Float64 = import_module(f"{REFERENCES}._quantize").quantized(values, quantizer, given).value
     return value
 
 

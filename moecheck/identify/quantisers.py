@@ -8,17 +8,23 @@ from itertools import product
 from moecheck.numerics import INPUT, QUANTISERS, Numerics
 from moecheck.quantizer import CODES, Quantizer, ScaleFormat
 
+FORMATS = ("fp8_e4m3fn", "fp8_e5m2", "int8")  # tried first; others are neighbours of these
 GROUPS = (0, 128, 64)
+COMMONEST = (128, 0, 64)
 SCALES: tuple[ScaleFormat, ...] = ("float", "power_of_two")
 # What decides the bits that a quantiser is given; a wrong store behind it leaves most of the output's bits as they are.
 BEFORE = ("gate_up", "act", "act_times_up")
 
 
-def requantising() -> list[Numerics]:
-    """Contracts with a quantiser between the GEMMs, or the same one before both, over all stores before it."""
+def requantising(*, static: bool = False) -> list[Numerics]:
+    """Contracts with a quantiser between the GEMMs, or the same one before both, over all stores before it.
+
+    static: whether the scales of static quantisers are given.
+    """
     quantisers = [
-        Quantizer(format=name, group=group, scale=scale) for name, group, scale in product(CODES, GROUPS, SCALES)
+        Quantizer(format=name, group=group, scale=scale) for name, group, scale in product(FORMATS, GROUPS, SCALES)
     ]
+    quantisers += [Quantizer(format=name, static=True) for name in FORMATS] if static else []
     found = []
     for formats in product(("fp32", INPUT), repeat=len(BEFORE)):
         stores = Numerics(**dict(zip(BEFORE, formats, strict=True)))  # type: ignore[arg-type]  # names of stores
@@ -40,8 +46,29 @@ def quantiser_neighbours(numerics: Numerics) -> list[Numerics]:
     return [other for other in dict.fromkeys(found) if other != numerics]
 
 
+def rarity(numerics: Numerics) -> tuple[int, ...]:
+    """The smaller, the commoner the contract's quantisers are, among those that give nearly the same bits."""
+    a1, a2 = numerics.a1_quant, numerics.a2_quant
+    ranks = [
+        (
+            list(CODES).index(q.format),
+            COMMONEST.index(q.group) if q.group in COMMONEST else len(COMMONEST),
+            int(q.scale != "float"),
+            int(q.division != "divide"),
+            int(q.amax != "divide"),
+        )
+        for q in (a1, a2)
+        if q
+    ]
+    return (int(a1 != a2), *(sum(rank) for rank in zip(*ranks, strict=True)))
+
+
 def _neighbours(quantizer: Quantizer) -> list[Quantizer]:
+    divisions = [replace(quantizer, division="divide"), replace(quantizer, division="multiply")]
     found = [replace(quantizer, format=name) for name in CODES]
+    if quantizer.static:
+        return [*found, *divisions]
     found += [replace(quantizer, group=group) for group in GROUPS]
     found += [replace(quantizer, scale="float"), replace(quantizer, scale="power_of_two")]
-    return [*found, replace(quantizer, division="divide"), replace(quantizer, division="multiply")]
+    found += [replace(quantizer, amax="divide"), replace(quantizer, amax="multiply")]
+    return [*found, *divisions]

@@ -15,6 +15,7 @@ SELDOM = ("before_bias", "sigmoid", "up")
 # What a store holds, as words that follow "stores" and "keeps".
 NAMES = {
     "scores": "router scores",
+    "dequantised": "dequantised weights",
     "before_bias": "GEMM outputs before their bias",
     "gate_up": "gate/up",
     "sigmoid": "sigmoid(alpha*g)",

@@ -15,13 +15,14 @@ from moecheck.oracle import Oracle
 from .candidates import contracts, narrowed, neighbours, resolved, stores_of_all
 from .floor import below_floor
 from .outputs import CaseOutputs, Scores
-from .quantisers import quantiser_neighbours, requantising
+from .quantisers import quantiser_neighbours, rarity, requantising
 from .result import Comparison, formats_of, stored
 
 KEPT_POOLS, KEPT_CASES = 16, 48
 STEPS = 12  # of the search beyond the pool; each adds a store in a format of its own
 ENOUGH = 0.8  # agreement beyond which no other start is tried
 GAIN = 0.01  # in merit, for a step to be taken
+ALIKE = 0.001  # in merit, what a few flips of a kernel may cost the right quantiser
 # Agreement at which no store in a format of its own is looked for: one changes 2 to 8 % of the outputs.
 SETTLED = 0.99
 
@@ -66,7 +67,7 @@ class Search:
     def __init__(self, pool: Pool, outs: Sequence[AnyArray]) -> None:
         self._pool = pool
         self._scores = [Scores(outputs, out) for outputs, out in zip(pool.outputs, outs, strict=True)]
-        self.tried = dict.fromkeys(pool.contracts)
+        self.tried: dict[Numerics, None] = {}
         self._merits: dict[Numerics, float] = {}
         self.elements = sum(scores.size for scores in self._scores)
 
@@ -81,12 +82,25 @@ class Search:
         narrow = [narrowed(other, fmt) for fmt in ("bf16", "fp16") for other in self._pool.contracts]
         return max(best, self._climb(narrow), key=self._merit)
 
+    def near(self, declared: Numerics) -> Numerics:
+        """The best contract near a declared one: itself, unless one that differs in little explains clearly more."""
+        return self._climb([declared])
+
     def best_requantising(self) -> Numerics:
-        """The best contract with a quantiser; which one to start from is decided on the first case alone."""
-        starts = requantising()
+        """The best contract with a quantiser; which one to start from is decided on the first case alone.
+
+        Quantisers that differ in a few bits only, such as of groups of 64 and 128 with powers of two as scales, are
+        then told apart by all cases; where these do not tell, the commoner one is taken.
+        """
+        quantization = self._pool.cases[0].spec.experts.quantization
+        starts = requantising(static=quantization is not None and quantization.static_activations)
         self.tried |= dict.fromkeys(starts)
         first, outputs = self._scores[0], self._pool.outputs[0]
-        return self._climb([max(starts, key=lambda c: first.merit(outputs.number(c)))])
+        best = self._climb([max(starts, key=lambda c: first.merit(outputs.number(c)))])
+        alike = quantiser_neighbours(best)
+        self.tried |= dict.fromkeys(alike)
+        least = max(self._merit(other) for other in (best, *alike)) - ALIKE
+        return min((other for other in (best, *alike) if self._merit(other) >= least), key=rarity)
 
     def _climb(self, starts: Sequence[Numerics]) -> Numerics:
         """From the best of some contracts to better neighbours, as long as there are any."""
@@ -110,11 +124,12 @@ class Search:
     def equivalent(self, best: Numerics) -> list[Numerics]:
         """The contracts with the best one's bits, the plainest first; those that mean the same appear once.
 
-        The plainest: least below the floor, then no formats of its own, then the fewest stores.
+        The plainest: least below the floor, then no formats of its own, then the fewest stores, then the commonest
+        quantisers.
         """
         same = [other for other in self.tried if self._pool.bits(other) == self._pool.bits(best)]
         dtypes = self._pool.dtypes
-        same.sort(key=lambda c: (len(below_floor(c, dtypes=dtypes)), len(formats_of(c)), stored(c)))
+        same.sort(key=lambda c: (len(below_floor(c, dtypes=dtypes)), len(formats_of(c)), stored(c), rarity(c)))
         meanings: dict[tuple[Numerics, ...], Numerics] = {}
         for other in same:
             meanings.setdefault(tuple(resolved(other, case) for case in self._pool.cases), other)

@@ -39,7 +39,7 @@ def compared_columns(case: Case) -> slice:
     """The columns of an output that are compared: all, or for wide experts some from all over it, which cost less."""
     routing = case.spec.routing
     both = case.op == "moe_layer" and routing.num_zero_experts > 0 and case.spec.shared_experts == "gated"
-    if case.op not in EXPERT_OPS or both:
+    if case.op not in EXPERT_OPS or both or case.spec.latent_experts:
         return slice(None)
     return slice(None, None, max(1, case.hidden_size // MOST_COLUMNS))
 
@@ -47,7 +47,7 @@ def compared_columns(case: Case) -> slice:
 def replay_of(case: Case, oracle: Oracle, *, noisy: bool = False) -> Replay:
     """The replay of a case of a value op."""
     noise = Noise(case) if noisy else None
-    if case.op not in EXPERT_OPS:
+    if case.op not in EXPERT_OPS or case.spec.latent_experts:
         return DirectReplay(case, oracle, noise)
     columns, inputs = compared_columns(case), dict(oracle.inputs(case))
     inputs["w2"] = inputs["w2"][:, columns]
@@ -99,11 +99,12 @@ class ExpertsReplay:
         self._by_expert = np.arange(len(self._ids))[:, None], np.argsort(self._ids, axis=1, kind="stable")
         self._width = inputs["w2"].shape[1]
         self._tokens, self._slots, groups = groups_of(self._ids, inputs)
-        self._experts = Experts("routed", groups, spec, noise)
+        static = tuple(float(inputs[name][0]) if name in inputs else None for name in ("a1_scale", "a2_scale"))
+        self._experts = Experts("routed", groups, spec, noise, (static[0], static[1]))
         self._weighted: tuple[Hashable, Float64] = (None, np.zeros(0))
 
     def value(self, stores: Numerics) -> Float64:
-        names = ("topk_weights", "before_bias", "gate_up", *ACTIVATION, "per_expert", "weighted")
+        names = ("topk_weights", "dequantised", "before_bias", "gate_up", *ACTIVATION, "per_expert", "weighted")
         key = (stores.a1_quant, stores.a2_quant, *formats_at(stores, names))
         if self._weighted[0] != key:
             self._weighted = (key, self._terms(stores))
@@ -139,7 +140,7 @@ class LayerReplay:
         if case.spec.shared_experts != "none":
             w13, w2 = to_float64(inputs["shared_w13"]), to_float64(inputs["shared_w2"])
             all_tokens = Group(slice(0, len(self._x)), w13, w2, None, None)
-            self._shared = Experts("shared", [all_tokens], case.spec.experts, noise)
+            self._shared = Experts("shared", [all_tokens], case.spec.shared, noise)
         self._finished: Callable[..., Float64] = reference_modules()["moe_layer"].finished
 
     def value(self, stores: Numerics) -> Float64:

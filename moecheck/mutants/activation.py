@@ -261,6 +261,38 @@ def sigmoid_by_tanh(call: Call) -> Float64:
     return value_by(call, hidden)
 
 
+@mutant(
+    "silu_fp16",
+    "the activation is computed in fp16",
+    *ACTIVATED,
+    when=lambda case: case.dtype != "fp16",
+    sources=("vllm-project/vllm#24833",),
+    expects=("values", "statistics", "activation probe"),
+)
+def activation_in_fp16(call: Call) -> Float64:
+    def hidden(maths: Maths, g: Float64, u: Float64) -> Float64:
+        with np.errstate(over="ignore", invalid="ignore"):
+            a = round_to(maths.act(round_to(g, "fp16")), "fp16")
+            return np.where(np.isfinite(a), a, maths.act(g)) * (maths.up(u) if maths.spec.gated else 1.0)
+
+    return value_by(call, hidden)
+
+
+@mutant(
+    "fp16_overflow",
+    "what goes into the second GEMM passes through fp16, beyond whose largest number it is infinite",
+    *ACTIVATED,
+    when=lambda case: case.dtype != "fp16",
+    sources=("sgl-project/sglang#10108",),
+    expects=("values", "statistics", "activation probe"),
+)
+def hidden_in_fp16(call: Call) -> Float64:
+    def hidden(maths: Maths, g: Float64, u: Float64) -> Float64:
+        return round_to(right_hidden(maths, g, u), "fp16")
+
+    return value_by(call, hidden)
+
+
 @mutant("b1_dropped", "the first bias is ignored", *EXPERTS, when=lambda case: experts(case).w13_bias)
 def b1_dropped(call: Call) -> Call:
     return with_inputs(call, w13_bias=None)

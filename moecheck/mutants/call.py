@@ -16,6 +16,7 @@ from moecheck.oracle import Oracle, call_reference, reference_modules
 Ids = npt.NDArray[np.integer[Any]]
 OWN_ULPS = 0.6  # standard deviation of four independent roundings to nearest, in ulps of the result
 ROUTER_INPUTS = ("router_logits", "correction_bias", "per_expert_scale")
+HASH_INPUTS = ("token_ids", "tid2eid")
 
 
 class Slots(NamedTuple):
@@ -50,8 +51,15 @@ class Term:
     rows: Ids | None = None
 
 
-# What a mutant makes of a call: another call, a sum of several, or the wrong value itself.
-Mutation = Call | tuple[Term, ...] | Float64
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """The wrong outputs themselves, as a kernel returns them: of ops that move rows and count them."""
+
+    arrays: tuple[AnyArray, ...]
+
+
+# What a mutant makes of a call: another call, a sum of several, the wrong value itself, or the wrong outputs.
+Mutation = Call | tuple[Term, ...] | Float64 | Outputs
 
 
 class Prediction(NamedTuple):
@@ -113,8 +121,9 @@ def with_slots(call: Call, *, weights: Float64 | None = None, ids: Ids | None = 
 
 
 def router_arguments(call: Call) -> dict[str, Any]:
-    """The arguments of the topk_routing reference for this call."""
-    return {"spec": call.case.spec.routing, **{n: call.inputs[n] for n in ROUTER_INPUTS if n in call.inputs}}
+    """The arguments of the topk_routing reference for this call; the table of tokens only where it chooses by it."""
+    names = ROUTER_INPUTS if call.case.spec.routing.selection != "hash" else (*ROUTER_INPUTS, *HASH_INPUTS)
+    return {"spec": call.case.spec.routing, **{name: call.inputs[name] for name in names if name in call.inputs}}
 
 
 def value(mutation: Mutation) -> Float64:
@@ -126,7 +135,8 @@ def value(mutation: Mutation) -> Float64:
         )
         return out
     if isinstance(mutation, tuple):
-        return _sum([_of_term(term, value(term.call)) for term in mutation])
+        return _sum([of_term(term, value(term.call)) for term in mutation])
+    assert not isinstance(mutation, Outputs), "structures have no value"
     return mutation
 
 
@@ -144,8 +154,9 @@ def predict(mutation: Mutation, numerics: Numerics | None, fallback: Float64, dt
         return Prediction(errors.value, errors.sigma)
     if isinstance(mutation, tuple):
         parts = [(term, predict(term.call, numerics, fallback, dtype)) for term in mutation]
-        variance = _sum([np.square(_of_term(term, part.sigma)) for term, part in parts])
-        return Prediction(_sum([_of_term(term, part.value) for term, part in parts]), np.sqrt(variance))
+        variance = _sum([np.square(of_term(term, part.sigma)) for term, part in parts])
+        return Prediction(_sum([of_term(term, part.value) for term, part in parts]), np.sqrt(variance))
+    assert not isinstance(mutation, Outputs), "structures have no value"
     out = (numerics or FLOOR).resolve(dtype).out
     return Prediction(mutation, np.hypot(fallback, OWN_ULPS * ulp(mutation, out)))
 
@@ -160,7 +171,8 @@ def rounded(mutation: Mutation, numerics: Numerics | None, dtype: str) -> Float6
         )
         return out
     if isinstance(mutation, tuple):
-        mutation = _sum([_of_term(term, rounded(term.call, numerics, dtype)) for term in mutation])
+        mutation = _sum([of_term(term, rounded(term.call, numerics, dtype)) for term in mutation])
+    assert not isinstance(mutation, Outputs), "structures have no value"
     return round_to(mutation, contract.out)
 
 
@@ -168,7 +180,8 @@ def _topk(call: Call) -> dict[str, object]:
     return {} if call.slots is None else {"topk": call.slots}
 
 
-def _of_term(term: Term, array: Float64) -> Float64:
+def of_term(term: Term, array: Float64) -> Float64:
+    """What a term adds, from its call's output."""
     rows = array if term.rows is None else array[term.rows]
     return np.where(term.factor == 0.0, 0.0, np.multiply(term.factor, rows))
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moecheck.cases import Case
+from moecheck.formats import to_float64
 
 from .call import Call, Mutation, Term, slots_of, value, with_inputs
 from .registry import mutant
@@ -117,6 +118,23 @@ def empty_experts_not_counted(call: Call) -> Call:
     order = np.arange(call.case.num_experts)
     order[used] = np.arange(len(used))
     return with_inputs(call, **{name: call.inputs[name][order] for name in names if name in call.inputs})
+
+
+@mutant(
+    "ragged_k_garbage",
+    "the hidden size is padded to a multiple of 128 with what lies in memory behind each row",
+    *FIRST,
+    when=lambda case: case.hidden_size % 128 != 0,
+    sources=("sgl-project/sglang#2111",),
+)
+def garbage_behind_rows(call: Call) -> Call:
+    """Behind a row of the matrix lies the next one: its first terms are multiplied with the row's own last inputs."""
+    name = FIRST[call.case.op][1]
+    w = to_float64(call.inputs[name])
+    tail = min(-call.case.hidden_size % 128, call.case.hidden_size)
+    extra = np.zeros(w.shape)
+    extra[..., -tail:] = np.roll(w, -1, axis=1)[..., :tail]
+    return with_inputs(call, **{name: w + extra})
 
 
 @mutant(

@@ -85,6 +85,7 @@ def _operands(name: str, words: str, product: Multiply, where: str) -> None:
         variant="" if where == "both" else where,
         when=in_fp32,
         rough=True,
+        sources=("vllm-project/vllm#11921",) if name == "fp16_operands" else (),
     )
     def change(call: Call) -> Float64:
         return _with_products(call, product, where)
@@ -104,6 +105,12 @@ for _where in WHERE:
         partial(_of_rounded, lambda values: round_to(values, "bf16")),
         _where,
     )
+_operands(
+    "fp16_operands",
+    "computed from fp16 although they are fp32",
+    partial(_of_rounded, lambda values: round_to(values, "fp16")),
+    "both",
+)
 _operands(
     "bf16x3", "two bf16 parts each, multiplied without the product of the low parts (bf16x3)", _of_three_parts, "both"
 )
@@ -159,6 +166,7 @@ def _register(low: LowSums) -> None:
         when=low.applies,
         rough=True,
         slight=True,
+        sources=("vllm-project/vllm#56887", "vllm-project/vllm#54706"),
     )
     def change(call: Call) -> Float64:
         return _with_products(call, partial(low.product, name=call.case.dtype), low.where)

@@ -269,7 +269,12 @@ def sparsemixer_as_softmax(call: Call) -> Call:
     return with_routing(call, selection="topk")
 
 
-@mutant("second_best", "the best expert is passed over", *ROUTED, when=lambda c: c.num_experts > routing(c).top_k)
+@mutant(
+    "second_best",
+    "the best expert is passed over",
+    *ROUTED,
+    when=lambda case: case.num_experts > routing(case).top_k and routing(case).selection != "hash",
+)
 def second_best(call: Call) -> Call:
     module, spec = reference_modules()["topk_routing"], routing(call.case)
     arguments = {n: v for n, v in router_arguments(call).items() if n != "per_expert_scale"}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from moecheck.cases import Case
-from moecheck.formats import Float64
+from moecheck.formats import Float64, to_float64
 
 from .call import Call, Mutation, Term, slots_of, value, with_inputs, with_routing, with_slots
 from .registry import mutant
@@ -182,6 +182,55 @@ def gate_missing(call: Call) -> Call:
 def shared_after_inplace(call: Call) -> Mutation:
     overwritten = with_inputs(call, hidden_states=value(routed_only(call)))
     return Term(call=routed_only(call)), Term(call=shared_only(with_slots(overwritten, ids=slots_of(call).ids)))
+
+
+@mutant(
+    "swap_gate_up",
+    "gate and up of the shared expert are exchanged",
+    "moe_layer",
+    variant="shared",
+    when=lambda case: unfused(case) and case.spec.experts.gated,
+    sources=("alibaba/rtp-llm#1085",),
+)
+def shared_swapped(call: Call) -> Call:
+    rows = call.inputs["shared_w13"]
+    return with_inputs(call, shared_w13=np.concatenate(np.split(rows, 2, axis=0)[::-1], axis=0))
+
+
+@mutant(
+    "shared_not_reduced",
+    "the shared expert's output is not added up over two ranks: half of its columns count",
+    "moe_layer",
+    when=lambda case: unfused(case) and case.shared_intermediate_size > 1,
+    sources=("vllm-project/tpu-inference#3147",),
+)
+def shared_not_reduced(call: Call) -> Call:
+    w2 = call.inputs["shared_w2"].copy()
+    w2[:, w2.shape[1] // 2 :] = 0
+    return with_inputs(call, shared_w2=w2)
+
+
+@mutant(
+    "routed_slice_shifted",
+    "the routed output is read from a padded buffer one column off before the shared one is added",
+    "moe_layer",
+    when=unfused,
+    sources=("vllm-project/vllm#45707",),
+)
+def routed_slice_shifted(call: Call) -> Float64:
+    return np.roll(value(routed_only(call)), 1, axis=1) + value(shared_only(call))
+
+
+@mutant(
+    "gate_twice",
+    "the shared expert's sigmoid gate is multiplied twice",
+    "moe_layer",
+    when=lambda c: _gated(c),
+)
+def gate_twice(call: Call) -> Mutation:
+    logits = to_float64(call.inputs["hidden_states"]) @ to_float64(call.inputs["shared_gate"])
+    with np.errstate(over="ignore"):
+        return weighed(call, (1.0 / (1.0 + np.exp(-logits)))[:, None])
 
 
 def _routed_sum(call: Call) -> Float64:

@@ -6,8 +6,10 @@ import numpy as np
 
 from moecheck.cases import Case
 from moecheck.formats import AnyArray
+from moecheck.quantization import OF_WEIGHTS
 from moecheck.relations.premises import (
     declares_determinism,
+    every_slot_has_an_expert,
     has_spare_expert,
     plain_experts,
     slots,
@@ -18,7 +20,8 @@ from moecheck.relations.premises import (
 from moecheck.relations.relation import Call, Calls, Inputs, Pair, Trial, relation
 from moecheck.relations.rows import EVERY, like_the_case, same
 
-PER_EXPERT = ("w13", "w2", "w13_bias", "w2_bias", "correction_bias", "per_expert_scale")
+ID_OPS = ("fused_experts", "permute", "align_block_size", "problem_sizes", "expert_counts")
+PER_EXPERT = ("w13", "w2", "w13_bias", "w2_bias", "correction_bias", "per_expert_scale", *OF_WEIGHTS)
 
 
 @relation(
@@ -33,6 +36,8 @@ def expert_relabelling(case: Case, inputs: Inputs) -> Trial:
     if "topk_ids" in inputs:
         ids = inputs["topk_ids"]
         changed["topk_ids"] = np.where(ids < 0, ids, case.num_experts - 1 - ids).astype(ids.dtype)
+    if "tid2eid" in inputs:
+        changed["tid2eid"] = case.num_experts - 1 - inputs["tid2eid"]
     if "router_logits" in inputs:
         changed["router_logits"] = inputs["router_logits"][:, ::-1].copy()
 
@@ -84,7 +89,7 @@ def zero_weight_slot(case: Case, inputs: Inputs) -> Trial:
 
 @relation(
     "ids of 64 bits mean what those of 32 do",
-    ops=("fused_experts", "permute", "align_block_size", "problem_sizes"),
+    ops=ID_OPS,
     exact=declares_determinism,
     keeps_shapes=True,
     optional=True,
@@ -93,3 +98,17 @@ def wide_ids(case: Case, inputs: Inputs) -> Trial:
     """`topk_ids` as int64, which PyTorch's own topk returns. A kernel may refuse them."""
     wide = {**inputs, "topk_ids": inputs["topk_ids"].astype(np.int64)}
     return Trial(calls=(Call(case=case, inputs=wide),), pairs=lambda calls: (like_the_case(calls, 1, rows=EVERY),))
+
+
+@relation(
+    "unsigned ids mean what signed ones do",
+    ops=ID_OPS,
+    premises=(every_slot_has_an_expert,),
+    exact=declares_determinism,
+    keeps_shapes=True,
+    optional=True,
+)
+def unsigned_ids(case: Case, inputs: Inputs) -> Trial:
+    """`topk_ids` as uint32, which some all-to-all libraries hand on. A kernel may refuse them."""
+    unsigned = {**inputs, "topk_ids": inputs["topk_ids"].astype(np.uint32)}
+    return Trial(calls=(Call(case=case, inputs=unsigned),), pairs=lambda calls: (like_the_case(calls, 1, rows=EVERY),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moecheck.ops import ALTERNATIVES
 from moecheck.relations.relation import Premise, Subject
 
 
@@ -29,7 +30,8 @@ def takes(argument: str) -> Premise:
     """The kernel's signature names the argument."""
 
     def premise(subject: Subject) -> str | None:
-        return None if argument in subject.declaration.arguments else f"takes no {argument}"
+        named = {ALTERNATIVES.get(name, name) for name in subject.declaration.arguments}
+        return None if argument in named else f"takes no {argument}"
 
     return premise
 
@@ -43,9 +45,11 @@ def finite_inputs(subject: Subject) -> str | None:
 def experts_are_linear_in_up(subject: Subject) -> str | None:
     """W2 (act(g) u) is proportional to W_up: gated, neither clamped nor shifted, without biases."""
     spec = subject.case.spec.experts
+    if subject.case.op == "moe_layer" and subject.case.spec.shared_spec is not None:
+        return "has shared experts of another kind than the routed ones"
     if not spec.gated:
         return "has no up projection"
-    if spec.swiglu_limit is not None or spec.swiglu_beta != 0.0:
+    if spec.swiglu_limit is not None or spec.changes_up:
         return "clamps or shifts the up projection"
     return "has a bias beside the up projection" if spec.w13_bias or spec.w2_bias else None
 
@@ -81,6 +85,23 @@ def plain_experts(subject: Subject) -> str | None:
         return "has groups of experts"
     special = routing.num_fused_shared_experts or routing.num_zero_experts
     return "has shared or identity experts among the routed ones" if special else None
+
+
+def every_slot_has_an_expert(subject: Subject) -> str | None:
+    """No id is -1."""
+    return "has padding ids" if subject.case.load == "padding" else None
+
+
+def plain_weights(subject: Subject) -> str | None:
+    """Weights are numbers that can be changed one by one, not codes of blocks."""
+    return None if subject.case.spec.experts.quantization is None else "has quantised weights"
+
+
+def float_scales(subject: Subject) -> str | None:
+    """Weights, or the scales of their codes, are floats that may be multiplied, or be NaN."""
+    quantization = subject.case.spec.experts.quantization
+    exact = quantization is None or quantization.scale in ("float32", "power_of_two", "input")
+    return None if exact else "has scales that are codes"
 
 
 def has_spare_expert(subject: Subject) -> str | None:

@@ -27,10 +27,15 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One further call. case: the record with the sizes that `inputs` (NumPy arrays and integers) have."""
+    """One further call. case: the record with the sizes that `inputs` (NumPy arrays and integers) have.
+
+    in_place: the arrays are written into those of the call before, of equal shapes, as where a graph is replayed. These
+    must be the trial's own, not the case's, wherever the values differ.
+    """
 
     case: Case
     inputs: Inputs
+    in_place: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

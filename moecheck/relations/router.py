@@ -22,7 +22,7 @@ def softmax_of_plain_logits(subject: Subject) -> str | None:
     case, routing = subject.case, subject.case.spec.routing
     if case.op == "topk_routing" and case.dtype != "fp32":
         return f"has {case.dtype} logits, which a shift would round"
-    if routing.scoring != "softmax" or routing.softcap is not None or routing.selection != "topk":
+    if routing.scoring != "softmax" or routing.softcap is not None or routing.selection == "sparsemixer":
         return "takes no softmax of its logits"
     return "has logits without order or limit" if case.load in ("extreme", "near_ties", "ties") else None
 
@@ -42,7 +42,7 @@ def renormalised_softmax(subject: Subject) -> str | None:
     routing = subject.case.spec.routing
     if not routing.renormalize or routing.renorm_eps_rule != "none" or routing.renorm_norm != 1.0:
         return "does not renormalise, or not by the sum"
-    if routing.correction_bias != "none" or routing.num_expert_groups > 1:
+    if routing.correction_bias != "none" or routing.num_expert_groups > 1 or routing.selection != "topk":
         return "chooses by more than its logits"
     if routing.softmax_over_selected:
         return "is the other formula already"

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moecheck.cases import Case
+from moecheck.checks.judge import SOME_ROWS
 from moecheck.formats import Float64, to_float64
 from moecheck.relations.relation import Call, Calls, Inputs, Outputs, Pair
 
@@ -16,10 +17,10 @@ EVERY = slice(None)
 Rows = npt.NDArray[np.intp]
 # op -> its inputs with a row for each row of the output
 PER_ROW = {
-    "topk_routing": ("router_logits",),
+    "topk_routing": ("router_logits", "token_ids"),
     "act_and_mul": ("x",),
     "fused_experts": ("hidden_states", "topk_ids", "topk_weights"),
-    "moe_layer": ("hidden_states", "router_logits"),
+    "moe_layer": ("hidden_states", "router_logits", "token_ids"),
     "permute": ("hidden_states", "topk_ids", "hidden_scale"),
     "shuffle_rows": ("row_map",),
 }
@@ -83,7 +84,9 @@ def rows_of(case: Case, outputs: Outputs) -> Float64:
         last = len(outputs[0]) - 1
         copies = to_float64(outputs[0])[np.clip(place, 0, last)] if last >= 0 else np.zeros((*place.shape, 0))
         return np.where(place[..., None] >= 0, copies, 0.0).reshape(len(place), -1)
-    if len(outputs) > 1:
+    if case.op in SOME_ROWS:
+        return to_float64(outputs[0]).reshape(-1, outputs[0].shape[-1])
+    if len(outputs) > 1 or outputs[0].ndim == 1:
         return np.concatenate([to_float64(output).reshape(-1) for output in outputs])[None]
     return to_float64(outputs[0])
 

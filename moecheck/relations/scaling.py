@@ -8,11 +8,14 @@ import numpy as np
 
 from moecheck.cases import Case
 from moecheck.formats import AnyArray, Float64
+from moecheck.gate_up import gate_up_rows
 from moecheck.relations.premises import (
     declares_determinism,
     experts_are_linear_in_up,
+    float_scales,
     not_fp16,
     output_is_linear_in_experts,
+    plain_weights,
     tokens,
     values_are_moderate,
     weights_multiply_outputs,
@@ -65,20 +68,29 @@ def scaled_weights(case: Case, inputs: Inputs) -> Trial:
 @relation(
     "W2 times 4 gives the output times 4",
     ops=("fused_experts", "moe_layer", "grouped_gemm"),
-    premises=(tokens(1), output_is_linear_in_experts, not_fp16, values_are_moderate),
+    premises=(tokens(1), output_is_linear_in_experts, not_fp16, values_are_moderate, float_scales),
     exact=declares_determinism,
     keeps_shapes=True,
 )
 def scaled_w2(case: Case, inputs: Inputs) -> Trial:
     """All second matrices and second biases, those of shared experts too."""
     names = ("w", "bias") if case.op == "grouped_gemm" else ("w2", "w2_bias", "shared_w2")
+    if "w2_scale" in inputs:
+        names = ("w2_scale", "w2_bias")
     return _proportional(case, _changed(inputs, names, lambda array: _times(array, FACTOR)), FACTOR)
 
 
 @relation(
     "W_up times 4 gives the output times 4",
     ops=("act_and_mul", "fused_experts", "moe_layer"),
-    premises=(tokens(1), experts_are_linear_in_up, output_is_linear_in_experts, not_fp16, values_are_moderate),
+    premises=(
+        tokens(1),
+        plain_weights,
+        experts_are_linear_in_up,
+        output_is_linear_in_experts,
+        not_fp16,
+        values_are_moderate,
+    ),
     exact=declares_determinism,
     keeps_shapes=True,
 )
@@ -90,7 +102,7 @@ def scaled_up(case: Case, inputs: Inputs) -> Trial:
 @relation(
     "W_up with the other sign gives the output with the other sign",
     ops=("act_and_mul", "fused_experts", "moe_layer"),
-    premises=(tokens(1), experts_are_linear_in_up, output_is_linear_in_experts),
+    premises=(tokens(1), plain_weights, experts_are_linear_in_up, output_is_linear_in_experts),
     exact=declares_determinism,
     keeps_shapes=True,
 )
@@ -126,7 +138,7 @@ def _with_up_times(case: Case, inputs: Inputs, factor: float) -> Inputs:
 def _up_times(rows: AnyArray, spec: ExpertSpec, factor: float) -> AnyArray:
     """The rows (gate and up in the spec's layout) with each up row times the factor."""
     changed = rows.copy()
-    up = slice(1, None, 2) if spec.gate_up_layout == "interleaved" else slice(len(rows) // 2, None)
+    _, up = gate_up_rows(spec.gate_up_layout, len(rows) // 2)
     changed[up] = _times(rows[up], factor)
     return changed
 

@@ -17,6 +17,8 @@ def has_a_shared_expert(subject: Subject) -> str | None:
     case = subject.case
     if case.spec.shared_experts != "ungated" or case.shared_intermediate_size != case.intermediate_size:
         return "has no ungated shared expert as wide as the others"
+    if case.spec.shared_spec is not None or case.spec.latent_experts:
+        return "has shared experts of another kind than the routed ones"
     if case.spec.routing.num_fused_shared_experts or case.spec.routing.num_zero_experts:
         return "has shared or identity experts among the routed ones"
     return "implements fixed semantics" if subject.declaration.specs else None

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from moecheck.cases import Case
+from moecheck.checks.judge import held_rows
 from moecheck.formats import AnyArray
 from moecheck.relations.premises import (
     declares_determinism,
     finite_inputs,
+    float_scales,
     has_spare_expert,
     no_biases,
     plain_experts,
@@ -21,7 +23,9 @@ from moecheck.relations.relation import Call, Calls, Inputs, Pair, Trial, relati
 from moecheck.relations.rows import DATA, EVERY, count_rows, take_rows
 
 PADDING = 5
+GARBAGE = 2.0**12
 EXPERT_ARRAYS = ("w13", "w2", "w13_bias", "w2_bias")
+EXPERT_SCALES = ("w13_scale", "w2_scale")  # in the place of weights that are codes
 
 
 @relation(
@@ -97,7 +101,7 @@ def padding_rows(case: Case, inputs: Inputs) -> Trial:
 @relation(
     "an expert that no token chose may hold any weights",
     ops=("fused_experts",),
-    premises=(plain_experts, has_spare_expert),
+    premises=(plain_experts, has_spare_expert, float_scales),
     exact=declares_determinism,
     keeps_shapes=True,
 )
@@ -113,7 +117,7 @@ def unused_experts(case: Case, inputs: Inputs) -> Trial:
 @relation(
     "an expert that no token chose may hold NaN",
     ops=("fused_experts",),
-    premises=(plain_experts, has_spare_expert),
+    premises=(plain_experts, has_spare_expert, float_scales),
     keeps_shapes=True,
     capability="nan_weights_isolation",
     bitwise=True,
@@ -132,11 +136,30 @@ def unused_experts_of_nan(case: Case, inputs: Inputs) -> Trial:
     return replace(trial, pairs=pairs)
 
 
+@relation(
+    "what lies behind an expert's rows changes none of them",
+    ops=("batched_experts",),
+    premises=(tokens(1),),
+    exact=declares_determinism,
+    keeps_shapes=True,
+)
+def rows_beyond_counts(case: Case, inputs: Inputs) -> Trial:
+    """Large numbers there instead of the NaN of the case, which a maximum may pass over."""
+    held = held_rows(inputs)
+    data = inputs["hidden_states"].copy()
+    data[~held.reshape(data.shape[:2])] = GARBAGE
+    return Trial(
+        calls=(Call(case=case, inputs={**inputs, "hidden_states": data}),),
+        pairs=lambda calls: (_undisturbed(calls, np.flatnonzero(held)),),
+    )
+
+
 def _with_unused_expert(case: Case, inputs: Inputs, poison: Callable[[AnyArray, int], AnyArray]) -> Trial:
     unused = case.num_experts - 1
     plain = {**inputs, "topk_ids": _without_expert(inputs["topk_ids"], unused, case.num_experts)}
     poisoned = dict(plain)
-    for name in EXPERT_ARRAYS:
+    names = (*EXPERT_SCALES, "w13_bias", "w2_bias") if "w13_scale" in inputs else EXPERT_ARRAYS
+    for name in names:
         if name in inputs:
             poisoned[name] = inputs[name].copy()
             poisoned[name][unused] = poison(inputs[name], unused)

@@ -78,6 +78,16 @@ def _bits(array: AnyArray) -> AnyArray:
     return array.view(f"u{array.itemsize}")
 
 
+def overwritten(buffer: Any, native: Any) -> Any:
+    """The buffer with the values of another array of its kind and shape; that array where it cannot be written to."""
+    torch = sys.modules.get("torch")
+    writable = isinstance(buffer, np.ndarray) or (torch is not None and isinstance(buffer, torch.Tensor))
+    if not writable or buffer is native or buffer.shape != native.shape or buffer.dtype != native.dtype:
+        return native
+    buffer[...] = native
+    return buffer
+
+
 def synchronize(backend: str) -> None:
     """Wait for what was launched on the device."""
     if backend in TORCH_BACKENDS:
@@ -92,13 +102,15 @@ def _to_torch(array: AnyArray, device: str) -> Any:
 
     if array.dtype == ml_dtypes.bfloat16:
         tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    elif array.dtype.name.startswith("float8"):  # 8-bit formats have the same names there
+        tensor = torch.from_numpy(array.view(np.uint8)).view(getattr(torch, array.dtype.name))
     else:
         tensor = torch.from_numpy(array)
     if device == "cpu":
         return tensor
     if tensor.is_contiguous():
         return tensor.to(device)
-    width = array.strides[0] // array.itemsize  # rows wider than the array's width stay so on the device
-    storage = torch.full((tensor.shape[0], width), float("nan"), dtype=tensor.dtype, device=device)
-    storage[:, : tensor.shape[1]] = tensor.to(device)
-    return storage[:, : tensor.shape[1]]
+    width = array.strides[-2] // array.itemsize  # rows wider than the array's width stay so on the device
+    storage = torch.full((*tensor.shape[:-1], width), float("nan"), dtype=tensor.dtype, device=device)
+    storage[..., : tensor.shape[-1]] = tensor.to(device)
+    return storage[..., : tensor.shape[-1]]

@@ -59,7 +59,9 @@ def contract_from(
             observations += [] if array is None else [(case, array)]
     if not observations:
         return Contract(numerics=declaration.numerics, judgement=judge_unseen(declaration, require))
-    identified = identify(observations, oracle)
+    # The search among the contracts of quantised weights takes many times what the declared one takes.
+    start = declaration.numerics if declaration.quantizations else None
+    identified = identify(observations, oracle, declared=start)
     found = identified.numerics if identified.known or is_near(identified) else None
     return Contract(
         numerics=declaration.numerics or found,

@@ -51,11 +51,12 @@ def _mapped(place: Path) -> dict[str, Any]:
 
 
 def _plain(array: AnyArray) -> AnyArray:
-    """bfloat16 as the int16 of its bits: NumPy's files know only NumPy's own dtypes."""
-    return array.view(np.int16) if array.dtype.name == "bfloat16" else array
+    """Formats that are not NumPy's own as integers of their bits: NumPy's files do not know them."""
+    foreign = array.dtype.name == "bfloat16" or array.dtype.name.startswith("float8")
+    return array.view(f"u{array.itemsize}") if foreign else array
 
 
 def _dtype(name: str) -> np.dtype[Any]:
     import ml_dtypes
 
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    return np.dtype(getattr(ml_dtypes, name, name))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moecheck.cases import Case
 from moecheck.kernel import Declaration
-from moecheck.ops import OPS
+from moecheck.ops import ALTERNATIVES, OPS
 from moecheck.oracle import spec_part
+from moecheck.quantization import QUANTISED
 from moecheck.runner.target import Target
 from moecheck.spec import MoESpec
 
@@ -37,17 +38,26 @@ def lacking(declaration: Declaration, case: Case) -> str | None:
     """Why the kernel cannot be given the case, or None."""
     if case.dtype not in declaration.dtypes:
         return f"declares no {case.dtype}"
+    scheme = case.spec.experts.quantization
+    if scheme is not None and declaration.quantizations and scheme not in declaration.quantizations:
+        return f"takes no {scheme.words()}"
     arrays = array_arguments(case)
-    missing = sorted(arrays - set(declaration.arguments))
+    missing = sorted(arrays - _own_names(declaration.arguments))
     if missing:
         return f"takes no {', '.join(missing)}"
     integers = {arg.name for arg in OPS[case.op].args if arg.kind == "int"}
-    absent = sorted(set(declaration.required) - arrays - integers - {"spec", "out"})
+    absent = sorted(_own_names(declaration.required) - arrays - integers - {"spec", "out"})
     if absent:
         return f"needs {', '.join(absent)}"
-    if "spec" not in declaration.arguments and spec_part(case.op, case.spec) != spec_part(case.op, MoESpec()):
+    plain = replace(case.spec, experts=replace(case.spec.experts, quantization=None))
+    if "spec" not in declaration.arguments and spec_part(case.op, plain) != spec_part(case.op, MoESpec()):
         return "takes no spec, and the case's is not the default one"
     return None
+
+
+def _own_names(names: tuple[str, ...]) -> set[str]:
+    """The op's own names of the arguments that a kernel names."""
+    return {ALTERNATIVES.get(name, name) for name in names}
 
 
 def array_arguments(case: Case) -> set[str]:
@@ -56,6 +66,10 @@ def array_arguments(case: Case) -> set[str]:
     optional = {
         "correction_bias": routing.correction_bias != "none",
         "per_expert_scale": routing.per_expert_scale,
+        "token_ids": routing.selection == "hash",
+        "tid2eid": routing.selection == "hash",
+        "latent_down": case.spec.latent_experts,
+        "latent_up": case.spec.latent_experts,
         "expert_map": case.num_local_experts is not None and case.op != "moe_layer",
         "hidden_scale": case.hidden_scale,
         "bias": experts.w13_bias,
@@ -65,5 +79,7 @@ def array_arguments(case: Case) -> set[str]:
         "shared_w2": case.spec.shared_experts != "none",
         "shared_gate": case.spec.shared_experts == "gated",
     }
+    scheme = experts.quantization
+    optional |= {name: scheme is not None and name in scheme.arguments for name in QUANTISED}
     arrays = {arg.name for arg in OPS[case.op].args if arg.kind != "int"}
     return {name for name in arrays if optional.get(name, True)}

@@ -22,10 +22,20 @@ from moecheck.checks.judge import poison_sizes
 from moecheck.errors import MoecheckError, Unsupported, UsageError
 from moecheck.formats import FORMATS, AnyArray
 from moecheck.kernel import Declaration
+from moecheck.ops import OPS
 from moecheck.oracle import spec_part
 from moecheck.relations.relation import Call, relations
-from moecheck.runner.arrays import JAX_BACKENDS, changed, device_of, synchronize, to_native, to_numpy
+from moecheck.runner.arrays import (
+    JAX_BACKENDS,
+    changed,
+    device_of,
+    overwritten,
+    synchronize,
+    to_native,
+    to_numpy,
+)
 from moecheck.runner.input_store import shared_inputs
+from moecheck.runner.layout import as_declared, cut, output_width
 from moecheck.runner.leash import bind
 from moecheck.runner.missing import missing_package
 from moecheck.runner.poison import fill, poisoned_allocations
@@ -152,16 +162,19 @@ def _run(target: Target, calls: Callable[[], Sequence[Call]]) -> list[Outcome]:
     except BaseException as error:
         return [Outcome(problem=(Verdict.ERROR, f"Importing it fails: {_sentence(error, target.place)}"))]
     outcomes: list[Outcome] = []
+    buffers: dict[str, Any] = {}
     for call in calls():
-        outcomes.append(_attempt(function, declaration, call, target))
+        outcomes.append(_attempt(function, declaration, call, target, buffers))
         if outcomes[-1].problem is not None:
             break
     return outcomes
 
 
-def _attempt(function: Callable[..., Any], declaration: Declaration, call: Call, target: Target) -> Outcome:
+def _attempt(
+    function: Callable[..., Any], declaration: Declaration, call: Call, target: Target, buffers: dict[str, Any]
+) -> Outcome:
     try:
-        return _call(function, declaration, call.case, call.inputs)
+        return _call(function, declaration, call, buffers)
     except Unsupported as error:
         return Outcome(problem=(Verdict.SKIP, str(error)))
     except BaseException as error:
@@ -171,18 +184,22 @@ def _attempt(function: Callable[..., Any], declaration: Declaration, call: Call,
         return Outcome(problem=(Verdict.CRASH, sentence))
 
 
-def _call(function: Callable[..., Any], declaration: Declaration, case: Case, inputs: dict[str, Any]) -> Outcome:
-    backend = declaration.backend
+def _call(function: Callable[..., Any], declaration: Declaration, call: Call, buffers: dict[str, Any]) -> Outcome:
+    """buffers: the arrays of the call before, by name; those of this call when it ends."""
+    case, backend, layout = call.case, declaration.backend, declaration.weight_layout
+    inputs = as_declared(case, call.inputs, declaration)
     kept = {name: value.copy() for name, value in inputs.items() if isinstance(value, np.ndarray)}
     arguments = {
-        name: to_native(value, backend) if isinstance(value, np.ndarray) else value
+        name: _argument(value, backend, buffers.get(name) if call.in_place else None)
         for name, value in inputs.items()
         if name in declaration.arguments
     }
     native = {name: arguments[name] for name in kept if name in arguments}
+    reused = {name for name, value in native.items() if value is buffers.get(name)}
+    buffers.update(native)
     if "spec" in declaration.arguments:
-        arguments["spec"] = spec_part(case.op, case.spec)
-    out = _poisoned_output(case, inputs, backend) if "out" in declaration.arguments else None
+        arguments["spec"] = spec_part(case.op, case.spec if layout is None else layout.spec(case.spec))
+    out = _poisoned_output(case, inputs, declaration) if "out" in declaration.arguments else None
     if out is not None:
         arguments["out"] = out
     process, start = os.getpid(), time.perf_counter()
@@ -202,10 +219,13 @@ def _call(function: Callable[..., Any], declaration: Declaration, case: Case, in
     outputs = []
     for value in results:
         try:
-            outputs.append(np.zeros(0) if value is None and len(results) > 1 else to_numpy(value))
+            output = np.zeros(0) if value is None and len(results) > 1 else to_numpy(value)
+            outputs.append(output if layout is None else cut(case, output, layout))
         except (TypeError, NotImplementedError) as error:
             return Outcome(problem=(Verdict.PROVEN_WRONG, f"It returned no array: {error}."), seconds=seconds)
-    modified = tuple(name for name, value in native.items() if changed(value, inputs[name], kept[name]))
+    modified = tuple(
+        name for name, value in native.items() if name not in reused and changed(value, inputs[name], kept[name])
+    )
     return Outcome(outputs=tuple(outputs), seconds=seconds, modified=modified)
 
 
@@ -229,11 +249,22 @@ def _ready(result: Any, backend: str) -> Any:
     return result
 
 
-def _poisoned_output(case: Case, inputs: dict[str, Any], backend: str) -> Any:
-    shape = poison_sizes(case, inputs)
+def _argument(value: Any, backend: str, buffer: Any) -> Any:
+    """An input as the kernel gets it: where a buffer of its shape is given, in that."""
+    if not isinstance(value, np.ndarray):
+        return value
+    native = to_native(value, backend)
+    return native if buffer is None else overwritten(buffer, native)
+
+
+def _poisoned_output(case: Case, inputs: dict[str, Any], declaration: Declaration) -> Any:
+    shape, backend, layout = poison_sizes(case, inputs), declaration.backend, declaration.weight_layout
     if shape is None or backend in JAX_BACKENDS:
         raise Unsupported(f"{case.op} passes no `out` to {backend} kernels")
-    return to_native(fill(np.empty(shape, FORMATS[case.dtype].storage)), backend)
+    if layout is not None:
+        shape = (*shape[:-1], output_width(case, shape[-1], layout))
+    kind = OPS[case.op].outputs[0].kind
+    return to_native(fill(np.empty(shape, FORMATS[case.dtype].storage if kind == "input" else kind)), backend)
 
 
 @lru_cache(maxsize=8)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from moecheck.cases import Case
 from moecheck.numerics import Numerics
 from moecheck.spec import ExpertSpec, MoESpec, RoutingSpec
+from moecheck.weight_layout import WeightLayout
 
+from .arranged import plain_inputs
 from .capture import capture
 from .close import MoeMatch, MoeMismatch, assert_moe_close
 from .draws import contiguous, moe_cases
@@ -19,9 +21,11 @@ __all__ = [
     "MoeMismatch",
     "Numerics",
     "RoutingSpec",
+    "WeightLayout",
     "assert_moe_close",
     "capture",
     "contiguous",
     "inputs_for",
     "moe_cases",
+    "plain_inputs",
 ]

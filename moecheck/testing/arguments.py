@@ -37,12 +37,15 @@ def common_format(op: str, arrays: Mapping[str, Any]) -> str:
 def check_indices(op: str, arrays: Mapping[str, Any], axes: Axes) -> None:
     """CaseError for the first index out of its range: -1 means none where the op knows that."""
     sizes = axes.sizes
-    hint = " (if the ids are global, pass expert_map)" if op == "fused_experts" and "expert_map" not in arrays else ""
+    hint = " (if the ids are global, pass expert_map)" if "w13" in arrays and "expert_map" not in arrays else ""
     _check_range(arrays, "topk_ids", -1, sizes.get("E", 0), f"experts{hint}")
     _check_range(arrays, "expert_map", -1, sizes.get("L", sizes.get("E", 0)), "local experts")
     _check_range(arrays, "inv_permuted_idx", -1, sizes.get("R", 0), "permuted rows")
+    _check_range(arrays, "token_ids", 0, sizes.get("D", 0), "rows of tid2eid")
+    _check_range(arrays, "tid2eid", 0, sizes.get("E", 0), "experts")
     if op == "shuffle_rows":
         _check_range(arrays, "row_map", 0, len(arrays["x"]), "rows of x")
+    _check_range(arrays, "expert_counts", 0, sizes.get("C", 0) + 1, "counts that there is room for")
     if op == "grouped_gemm":
         ends = arrays["expert_ends"]
         _check_range(arrays, "expert_ends", 0, sizes["R"] + 1, "ends that x has rows for")

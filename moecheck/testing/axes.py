@@ -19,7 +19,10 @@ WORDS = {
     "M": "rows of expert weights",
     "k": "slots",
     "R": "rows",
+    "C": "rows of an expert",
     "S": "shared intermediate size",
+    "X": "width of the routed experts",
+    "D": "token ids",
     "n": "output columns",
     "K": "input columns",
 }
@@ -49,7 +52,7 @@ def axes_of(op: str, inputs: Mapping[str, Any], spec: MoESpec) -> Axes:
     for arg in OPS[op].args:
         if arg.name in inputs and arg.kind != "int":
             _bind(op, arg, inputs[arg.name].shape, axes)
-    if op == "fused_experts" and "expert_map" not in inputs:
+    if op in ("fused_experts", "expert_outputs") and "expert_map" not in inputs:
         axes.bind("E", axes.sizes["L"], "w13")
     _check_products(op, axes, spec)
     return axes
@@ -86,6 +89,10 @@ def _check_products(op: str, axes: Axes, spec: MoESpec) -> None:
                 f"{weights} has {axes.sizes[rows]} rows of an expert, expected {factor} x {axes.sizes[inner]}: the "
                 f"spec's experts are {gated}, and {WORDS[inner]} is {axes.sizes[inner]} by {other}."
             )
+    if "X" in axes.sizes and not spec.latent_experts and axes.sizes["X"] != axes.sizes["H"]:
+        raise CaseError(f"w13 works on rows of {axes.sizes['X']}, and hidden size is {axes.sizes['H']}.")
+    if "D" in axes.sizes and axes.sizes["k"] != spec.routing.top_k:
+        raise CaseError(f"tid2eid names {axes.sizes['k']} experts a token, top_k is {spec.routing.top_k}.")
     if "M" in axes.sizes:
         routing = spec.routing
         wanted = axes.sizes["E"] - routing.num_zero_experts + routing.num_fused_shared_experts

@@ -9,9 +9,9 @@ import numpy as np
 
 from moecheck.checks.contract import judge_contract
 from moecheck.checks.finding import Judgement, Verdict
-from moecheck.checks.judge import VALUE_OPS
 from moecheck.formats import AnyArray
 from moecheck.identify import identify, is_near, judge_numerics
+from moecheck.identify.candidates import VALUE_OPS as IDENTIFIED_VALUES
 from moecheck.identify.search import pool_of
 from moecheck.numerics import Numerics
 
@@ -22,7 +22,7 @@ _ROWS = {
     "unpermute": ("topk_weights", "inv_permuted_idx"),
     "act_and_mul": ("x",),
     "fused_experts": ("hidden_states", "topk_weights", "topk_ids"),
-    "moe_layer": ("hidden_states", "router_logits"),
+    "moe_layer": ("hidden_states", "router_logits", "token_ids"),
 }
 MOST_ROWS, LEAST_ROWS = 64, 4
 MULTIPLICATIONS = 1 << 29  # of the rows that are looked at; a few large rows tell as much as many small ones
@@ -42,7 +42,7 @@ def contract_of(described: Given, outputs: tuple[AnyArray, ...], declared: Numer
     Only ops with one floating-point output have one, and only an output of the right shape and dtype tells it.
     """
     case = described.case
-    if case.op not in VALUE_OPS or judge_contract(case, described.inputs, outputs).verdict is not Verdict.PASS:
+    if case.op not in IDENTIFIED_VALUES or judge_contract(case, described.inputs, outputs).verdict is not Verdict.PASS:
         return Contract(numerics=declared)
     some, out = _some_rows(described, outputs[0])
     if not out.size:
@@ -64,5 +64,5 @@ def _some_rows(described: Given, out: AnyArray) -> tuple[Given, AnyArray]:
     if case.op not in _ROWS or len(out) <= count or not len(rows):
         return described, out
     picked = np.unique(rows[np.linspace(0, len(rows) - 1, count).astype(np.intp)])
-    some: dict[str, Any] = {**inputs, **{name: inputs[name][picked] for name in _ROWS[case.op]}}
+    some: dict[str, Any] = {**inputs, **{name: inputs[name][picked] for name in _ROWS[case.op] if name in inputs}}
     return given(some, op=case.op, spec=case.spec), out[picked]

@@ -85,7 +85,7 @@ def _under(case: Case, spec: MoESpec) -> Case:
     """The case with other semantics, and as many experts as these need."""
     routing = spec.routing
     groups = routing.num_expert_groups
-    experts = max(case.num_experts, groups * max(2, -(-routing.top_k // routing.topk_groups)))
+    experts = max(case.num_experts, routing.least_experts)
     experts += -experts % groups
     shared = case.shared_intermediate_size or case.intermediate_size
     return replace(
@@ -93,4 +93,5 @@ def _under(case: Case, spec: MoESpec) -> Case:
         spec=spec,
         num_experts=experts,
         shared_intermediate_size=shared if spec.shared_experts != "none" else 0,
+        latent_size=(case.latent_size or case.intermediate_size) if spec.latent_experts else 0,
     )

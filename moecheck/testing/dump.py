@@ -116,6 +116,8 @@ def _op(wanted: str | None, record: Mapping[str, Any], file: TensorFile) -> str:
     if wanted or own:
         return str(wanted or own)
     fitting = [name for name in OPS if not _missing(name, file.entries)]
+    if "fused_experts" in fitting and "expert_outputs" in fitting:  # whose weighted sum the other is
+        fitting.remove("expert_outputs")
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

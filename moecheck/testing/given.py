@@ -92,7 +92,7 @@ def _case(op: str, spec: MoESpec, arrays: Mapping[str, Any], axes: Axes, dtype: 
     return Case(
         op=op,
         spec=spec,
-        num_tokens=len(arrays["x"]) if op == "shuffle_rows" else sizes.get("T", sizes.get("R", 0)),
+        num_tokens=_count_tokens(op, arrays, axes),
         num_experts=sizes.get("E", spec.routing.top_k),
         hidden_size=sizes.get("H", sizes.get("K", sizes.get("W", 1))),
         intermediate_size=sizes.get("I", max(sizes.get("n", 2) // 2, 1)),
@@ -101,9 +101,19 @@ def _case(op: str, spec: MoESpec, arrays: Mapping[str, Any], axes: Axes, dtype: 
         block_size=arrays.get("block_size", 16),
         dtype=dtype,
         hidden_scale="hidden_scale" in arrays,
+        latent_size=sizes["X"] if spec.latent_experts else 0,
         seed=_fingerprint(arrays),
         name="given",
     )
+
+
+def _count_tokens(op: str, arrays: Mapping[str, Any], axes: Axes) -> int:
+    """Tokens, or the rows that an op without tokens works on."""
+    if op == "shuffle_rows":
+        return len(arrays["x"])
+    if op == "batched_experts":
+        return int(arrays["expert_counts"].sum())
+    return axes.sizes.get("T", axes.sizes.get("R", 0))
 
 
 def _fingerprint(arrays: Mapping[str, Any]) -> int:

@@ -8,11 +8,13 @@ from typing import get_args
 from moecheck.errors import UsageError, near
 from moecheck.kernel import TieRule
 from moecheck.ops import OPS
+from moecheck.quantization import QUANTISED
 
 # Arguments that a call may leave out.
 OPTIONAL = frozenset(
     {"correction_bias", "per_expert_scale", "expert_map", "hidden_scale", "bias", "w13_bias", "w2_bias"}
-    | {"shared_w13", "shared_w2", "shared_gate"}
+    | set(QUANTISED)
+    | {"shared_w13", "shared_w2", "shared_gate", "token_ids", "tid2eid", "latent_down", "latent_up"}
 )
 TIE_RULES = get_args(TieRule)
 _LONGEST = 60  # characters of a value that a sentence repeats

@@ -9,6 +9,8 @@ import numpy as np
 from moecheck.cases import Case
 from moecheck.errors import UsageError, check_known
 from moecheck.runner.arrays import to_native
+from moecheck.runner.layout import in_layout
+from moecheck.weight_layout import WeightLayout
 
 from .names import check_text, shown
 
@@ -16,11 +18,14 @@ Framework = Literal["torch", "jax", "numpy"]
 
 
 @np.errstate(all="ignore")  # drawing large inputs may overflow, which is meant
-def inputs_for(case: Case, framework: Framework = "torch", device: object = None) -> dict[str, Any]:
+def inputs_for(
+    case: Case, framework: Framework = "torch", device: object = None, *, weight_layout: WeightLayout | None = None
+) -> dict[str, Any]:
     """The op's arguments by name, with the very bits that the reference reads; integers stay integers.
 
     device: `"cuda:1"`, `"cpu"`, a torch or jax device; None for the framework's own choice, a GPU where there is one.
-    Rows that the case wants wider in memory than their width stay so in torch and NumPy.
+    Rows that the case wants wider in memory than their width stay so in torch and NumPy. weight_layout: weights are so
+    arranged, and hidden states as wide; the first columns of a padded kernel's output are the case's.
     """
     if not isinstance(case, Case):
         raise UsageError(f"case={shown(case)} must be a moecheck.testing.Case.")
@@ -28,10 +33,13 @@ def inputs_for(case: Case, framework: Framework = "torch", device: object = None
     check_known("framework", framework, ("torch", "jax", "numpy"))
     if framework == "numpy" and device not in (None, "cpu"):
         raise UsageError(f"NumPy arrays have no device {device!r}.")
+    if not (weight_layout is None or isinstance(weight_layout, WeightLayout)):
+        raise UsageError(f"weight_layout={shown(weight_layout)} must be a moecheck.WeightLayout or None.")
+    inputs = case.inputs() if weight_layout is None else in_layout(case, case.inputs(), weight_layout)
     try:
         return {
             name: _native(value, framework, device) if isinstance(value, np.ndarray) else value
-            for name, value in case.inputs().items()
+            for name, value in inputs.items()
         }
     except ModuleNotFoundError as error:
         if error.name != framework:

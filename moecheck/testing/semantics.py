@@ -8,6 +8,7 @@ from typing import Any
 
 from moecheck.errors import UsageError
 from moecheck.ops import OPS
+from moecheck.quantization import QUANTISED
 from moecheck.spec import ExpertSpec, MoESpec, RoutingSpec
 
 AnySpec = MoESpec | ExpertSpec | RoutingSpec
@@ -20,6 +21,12 @@ def layer_spec(op: str, spec: AnySpec | None, arrays: Mapping[str, Any]) -> MoES
     """
     check_spec(spec)
     experts = spec if isinstance(spec, ExpertSpec) else spec.experts if isinstance(spec, MoESpec) else ExpertSpec()
+    given = [name for name in QUANTISED if name in arrays]
+    if given or experts.quantization is not None:
+        raise UsageError(
+            f"Quantised weights ({', '.join(given) or 'spec.quantization'}) are judged by `moecheck kernels`; here "
+            "give w13 and w2 as the numbers that they stand for, in fp32, and declare the quantisers in numerics."
+        )
     experts = _with_biases(experts, arrays)
     if "router_logits" not in arrays:
         return MoESpec(routing=_slots_only(spec, arrays), experts=experts)
@@ -30,7 +37,9 @@ def layer_spec(op: str, spec: AnySpec | None, arrays: Mapping[str, Any]) -> MoES
         )
     layer = spec if isinstance(spec, MoESpec) else MoESpec(routing=spec)
     _check_presence(op, layer, arrays)
-    return replace(layer, experts=experts, shared_experts=layer.shared_experts if op == "moe_layer" else "none")
+    if op == "moe_layer":
+        return replace(layer, experts=experts)
+    return MoESpec(routing=layer.routing, experts=experts)
 
 
 def check_spec(spec: object) -> None:
@@ -66,6 +75,10 @@ def _check_presence(op: str, layer: MoESpec, arrays: Mapping[str, Any]) -> None:
     for argument, used, field in (
         ("correction_bias", routing.correction_bias != "none", f"routing.correction_bias={routing.correction_bias!r}"),
         ("per_expert_scale", routing.per_expert_scale, f"routing.per_expert_scale={routing.per_expert_scale}"),
+        ("token_ids", routing.selection == "hash", f"routing.selection={routing.selection!r}"),
+        ("tid2eid", routing.selection == "hash", f"routing.selection={routing.selection!r}"),
+        ("latent_down", layer.latent_experts, f"latent_experts={layer.latent_experts}"),
+        ("latent_up", layer.latent_experts, f"latent_experts={layer.latent_experts}"),
         ("shared_w13", shared != "none", f"shared_experts={shared!r}"),
         ("shared_w2", shared != "none", f"shared_experts={shared!r}"),
         ("shared_gate", shared == "gated", f"shared_experts={shared!r}"),

@@ -9,7 +9,7 @@ import pytest
 
 from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES, Verdict
-from moecheck.checks.judge import VALUE_OPS, Limits, judge, poison_sizes
+from moecheck.checks.judge import SOME_ROWS, VALUE_OPS, Limits, held_rows, judge, poison_sizes
 from moecheck.curated import cases_for
 from moecheck.formats import AnyArray
 from moecheck.ops import OPS
@@ -45,7 +45,7 @@ def swaps(case: Case, outputs: tuple[AnyArray, ...]) -> Iterator[tuple[AnyArray,
         rows = outputs[i]
         if arg.name in free or rows.ndim == 0 or len(rows) < 2:
             continue
-        others = [j for j in range(1, len(rows)) if not np.array_equal(rows[0], rows[j])]
+        others = [j for j in range(1, len(rows)) if not np.array_equal(rows[0], rows[j], equal_nan=arg.kind == "input")]
         if others:
             swapped = rows.copy()
             swapped[[0, others[0]]] = rows[[others[0], 0]]
@@ -72,10 +72,13 @@ def test_right_passes_and_wrong_fails(case: Case) -> None:
         assert verdict(case, swapped, oracle) in FAILURES
     for i, output in enumerate(outputs):
         if output.dtype.kind not in "iu" and output.size and not (case.op == "permute" and i == 1):
-            row = int(outputs[3].max()) if case.op == "permute" else len(output) // 2
+            place: tuple[int, ...] = (int(outputs[3].max()) if case.op == "permute" else len(output) // 2, -1)
+            if case.op in SOME_ROWS:
+                held = np.argwhere(held_rows(oracle.inputs(case)).reshape(output.shape[:2]))
+                place = (*held[len(held) // 2], -1)
             for wrong_number in (np.nan, np.inf, -np.inf):
                 poisoned = output.copy()
-                poisoned[row, -1] = wrong_number
+                poisoned[place] = wrong_number
                 assert verdict(case, (*outputs[:i], poisoned, *outputs[i + 1 :]), oracle) in FAILURES
 
 

@@ -18,6 +18,7 @@ from moecheck.spec import SWIGLUOAI
 from tests.bounds import AGREEMENT, U32, routing_weight_bound
 from tests.kernels import plumbing
 from tests.kernels.experts_case import ExpertsCase, Kernel, bit_agreement, declaration, worst_z, z_bound
+from tests.kernels.layouts import as_declared
 from tests.kernels.routing_cases import LARGEST, SPECS, routing_inputs
 
 DTYPES = ("fp32", "fp16", "bf16")
@@ -27,7 +28,8 @@ def numpy_call(kernel: Kernel) -> plumbing.Call:
     """The kernel as a function of NumPy arrays."""
 
     def call(**arguments: Any) -> Any:
-        given = {n: jnp.asarray(value) if isinstance(value, np.ndarray) else value for n, value in arguments.items()}
+        declared = as_declared(kernel, arguments)
+        given = {n: jnp.asarray(value) if isinstance(value, np.ndarray) else value for n, value in declared.items()}
         out = kernel(**given)
         if isinstance(out, tuple):
             return tuple(None if value is None else np.asarray(value) for value in out)

@@ -13,7 +13,7 @@ from moecheck.kernels.torch import grouped_mm, index_add
 from moecheck.spec import SWIGLUOAI
 from tests.bounds import AGREEMENT
 from tests.kernels.experts_case import ExpertsCase, Kernel, bit_agreement, name_of, worst_z, z_bound
-from tests.kernels.torch_bridge import on_torch, to_numpy
+from tests.kernels.torch_bridge import numpy_call, on_torch, to_numpy
 
 GATED = (
     index_add.fused_experts,
@@ -36,7 +36,7 @@ RELU2 = ExpertSpec(activation="relu2", gated=False)
 
 def check(kernel: Kernel, case: ExpertsCase, dtype: str) -> None:
     inputs = case.inputs(dtype)
-    out = to_numpy(kernel(**on_torch(inputs), spec=case.spec))
+    out = numpy_call(kernel)(**inputs, spec=case.spec)
     assert out.dtype == inputs["hidden_states"].dtype
     assert worst_z(out, inputs, case=case, kernel=kernel, dtype=dtype) <= z_bound(out)
 

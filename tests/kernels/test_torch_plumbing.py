@@ -98,6 +98,7 @@ def test_grouped_mm_declines_what_it_cannot_align(rows: int, columns: int) -> No
         ExpertSpec(activation="relu2", gated=False, swiglu_limit=2.0),
         ExpertSpec(activation="situ", situ_beta=4.0, swiglu_limit=1.0, limit_position="after"),
         SWIGLUOAI,
+        ExpertSpec(gate_up_layout="up_first", swiglu_limit=2.0),
     ],
     ids=lambda spec: f"{spec.activation} {spec.gate_up_layout} {spec.limit_position} {spec.swiglu_limit}",
 )
@@ -105,3 +106,12 @@ def test_act_and_mul(spec: ExpertSpec, dtype: str) -> None:
     kernel = activation.act_and_mul
     numerics = declaration(kernel).numerics
     plumbing.check_act_and_mul(numpy_call(kernel), spec, rows=31, dtype=dtype, numerics=numerics)
+
+
+def test_blocks_of_eight_gates_and_ups() -> None:
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    order = [*range(8), *range(16, 24), *range(8, 16), *range(24, 32)]
+    blocks = activation.act_and_mul(x=x, spec=ExpertSpec(gate_up_layout="interleaved_8"))
+    assert torch.equal(blocks, activation.act_and_mul(x=x[:, order], spec=ExpertSpec()))
+    with pytest.raises(Unsupported, match="multiple of 16"):
+        activation.act_and_mul(x=x[:, :24], spec=ExpertSpec(gate_up_layout="interleaved_8"))

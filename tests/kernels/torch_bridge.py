@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from moecheck.formats import AnyArray
+from tests.kernels.layouts import as_declared, cut
 
 
 def to_torch(values: AnyArray) -> torch.Tensor:
@@ -35,10 +36,11 @@ def numpy_call(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel as a function of NumPy arrays."""
 
     def call(**arguments: Any) -> Any:
-        given = {n: to_torch(value) if isinstance(value, np.ndarray) else value for n, value in arguments.items()}
+        declared = as_declared(kernel, arguments)
+        given = {n: to_torch(value) if isinstance(value, np.ndarray) else value for n, value in declared.items()}
         out = kernel(**given)
         if isinstance(out, tuple):
             return tuple(None if value is None else to_numpy(value) for value in out)
-        return to_numpy(out)
+        return cut(kernel, arguments, to_numpy(out))
 
     return call

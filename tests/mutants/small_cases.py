@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moecheck.cases import Case
+from moecheck.quantization import SCHEMES
 from moecheck.spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec
 
 SIZES = {"num_tokens": 20, "num_experts": 8, "hidden_size": 72, "intermediate_size": 40}
@@ -14,6 +15,8 @@ TOP4 = RoutingSpec(top_k=4, renormalize=True)
 FACTOR = replace(TOP4, routed_scaling_factor=2.5, scaling_placement="routed_output")
 BIASED = RoutingSpec(top_k=4, scoring="sigmoid", correction_bias="select", renormalize=True, routed_scaling_factor=2.5)
 GROUPED = replace(BIASED, num_expert_groups=4, topk_groups=2, group_score="top2_sum", routed_scaling_factor=1.0)
+UNNORMALISED = RoutingSpec(top_k=4, routed_scaling_factor=2.5)
+ZERO = RoutingSpec(top_k=4, correction_bias="select", num_zero_experts=3, routed_scaling_factor=6.0)
 ROUTINGS = (
     TOP4,
     RoutingSpec(top_k=4),
@@ -60,6 +63,10 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("moe_layer", GROUPED, load="negative", dtype="fp32"),
         *(case("moe_layer", TOP2, experts=experts, dtype="fp32") for experts in ACTIVATIONS),
         case("moe_layer", stratum="one_hot", dtype="fp32"),
+        case("moe_layer", UNNORMALISED, dtype="fp32"),
+        case("moe_layer", ZERO, dtype="fp32"),
+        case("moe_layer", TOP2, num_tokens=40),
+        case("moe_layer", TOP2, stratum="zero_rows"),
         case("moe_layer", RoutingSpec(top_k=1, scoring="sigmoid"), experts=ExpertSpec(weight_on_input=True)),
     ),
     "fused_experts": (
@@ -71,6 +78,19 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("fused_experts", num_local_experts=3, map_style="shuffled"),
         case("fused_experts", load="padding"),
         case("fused_experts", num_tokens=2),
+        case("fused_experts", num_tokens=40, load="skewed"),
+        case("fused_experts", stratum="zero_rows"),
+        *(
+            case(
+                "fused_experts",
+                experts=ExpertSpec(quantization=SCHEMES[name]),
+                hidden_size=160,
+                intermediate_size=136,
+                dtype="fp32",
+            )
+            for name in ("fp8-block", "fp8-channel", "int4-group32", "int4-group64-zeros", "mxfp4", "nvfp4-swizzled")
+        ),
+        case("fused_experts", TOP2, hidden_size=96, intermediate_size=264),
         case("fused_experts", stratum="one_hot", dtype="fp32"),
     ),
     "topk_routing": (
@@ -78,16 +98,39 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("topk_routing", GROUPED, load="negative", dtype="fp32"),
         case("topk_routing", replace(FACTOR, num_fused_shared_experts=1), dtype="fp32"),
         case("topk_routing", replace(TOP4, num_fused_shared_experts=2, routed_scaling_factor=2.5), dtype="fp32"),
+        case("topk_routing", TOP2),
+        case("topk_routing", UNNORMALISED, dtype="fp32"),
+        case("topk_routing", ZERO, dtype="fp32"),
+        case("topk_routing", replace(TOP4, top_k=4), load="ties", num_experts=32, dtype="fp32"),
+        case("topk_routing", TOP2, load="extreme", dtype="fp32"),
+        case("topk_routing", replace(BIASED, correction_bias="select"), load="negative", dtype="fp32"),
     ),
     "act_and_mul": (
         *(case("act_and_mul", experts=experts, dtype="fp32") for experts in ACTIVATIONS),
         case("act_and_mul"),
     ),
-    "unpermute": (case("unpermute"), case("unpermute", TOP4), case("unpermute", load="padding", dtype="fp32")),
+    "unpermute": (
+        case("unpermute"),
+        case("unpermute", TOP4),
+        case("unpermute", load="padding", dtype="fp32"),
+        case("unpermute", num_tokens=40),
+    ),
     "grouped_gemm": (
         case("grouped_gemm"),
         case("grouped_gemm", TOP2, hidden_size=WIDE, intermediate_size=WIDE - 14),
         case("grouped_gemm", experts=ExpertSpec(w13_bias=True), dtype="fp32"),
         case("grouped_gemm", num_tokens=2),
+        case("grouped_gemm", load="one_expert"),
     ),
+    **{
+        op: (
+            case(op),
+            case(op, num_tokens=40, load="block_edges", num_experts=6),
+            case(op, load="one_expert", num_tokens=40),
+            case(op, load="padding"),
+            case(op, num_local_experts=3, map_style="shuffled"),
+            case(op, hidden_scale=op == "permute"),
+        )
+        for op in ("align_block_size", "permute", "problem_sizes", "shuffle_rows")
+    },
 }

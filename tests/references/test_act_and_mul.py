@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +67,21 @@ def test_it_is_torch_in_float64(name: str) -> None:
     h = act_and_mul(x=x.astype(np.float32), spec=spec)
     assert h.shape == expected.shape
     assert (np.abs(h - expected) <= elementwise_bound(magnitude=size, unit=U64)).all()
+
+
+@pytest.mark.parametrize(
+    ("layout", "gates"),
+    [
+        pytest.param("up_first", range(20, 40), id="ups first"),
+        pytest.param("interleaved_8", (*range(8), *range(16, 24), *range(32, 36)), id="by eight, the last by four"),
+    ],
+)
+def test_other_orders_are_halves_with_columns_moved(layout: Any, gates: Sequence[int]) -> None:
+    x = np.random.default_rng(3).normal(size=(5, 40))
+    ups = [column for column in range(40) if column not in gates]
+    halves = x[:, [*gates, *ups]]
+    moved = act_and_mul(x=x, spec=replace(SILU, gate_up_layout=layout))
+    assert np.array_equal(moved, act_and_mul(x=halves, spec=SILU))
 
 
 def test_interleaved_is_halves_with_columns_moved() -> None:

@@ -15,8 +15,13 @@ from moecheck.references._quantize import code_step, coded, quantized, requantiz
 from moecheck.references._stores import Estimate
 from tests.bounds import CALIBRATED_RMS, FLIP_VARIANCE
 
-STORED: dict[str, Any] = {"fp8_e4m3fn": ml_dtypes.float8_e4m3fn, "fp8_e5m2": ml_dtypes.float8_e5m2, "int8": np.int8}
-FP8 = ("fp8_e4m3fn", "fp8_e5m2")
+STORED: dict[str, Any] = {
+    "fp8_e4m3fn": ml_dtypes.float8_e4m3fn,
+    "fp8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+    "fp8_e5m2": ml_dtypes.float8_e5m2,
+    "int8": np.int8,
+}
+FP8 = ("fp8_e4m3fn", "fp8_e4m3fnuz", "fp8_e5m2")
 EVERY_BF16 = to_float64(np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16))
 
 
@@ -152,3 +157,32 @@ def test_a_scale_at_a_boundary_may_go_to_either_power_of_two(name: str, side: fl
     far, _ = requantized(given(x, 1e-6 * float(x[0, 0])), quantizer)
     assert far.rare is not None
     assert np.mean(far.rare) < np.mean(near.rare) or not changed.any()
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_a_static_quantiser_divides_by_what_it_is_given(name: str) -> None:
+    x = normals(4, 96).astype(np.float32).astype(np.float64)
+    given_scale = 0.0123
+    found = quantized(x, Quantizer(format=name, static=True), given_scale)
+    scale = np.float32(given_scale)
+    assert np.array_equal(found.value, stored(x.astype(np.float32) / scale, name) * float(scale))
+    with pytest.raises(ValueError, match="static"):
+        quantized(x, Quantizer(format=name, static=True))
+
+
+def test_a_static_scale_does_not_move_with_the_largest_value() -> None:
+    x = normals(64, 128)
+    moved, step = requantized(given(x, 1e-6), Quantizer(static=True), 0.01)
+    usual, _ = requantized(given(x, 1e-6), Quantizer())
+    assert np.all(moved.dense == 0.0)
+    assert np.any(usual.dense > 0.0)
+    assert moved.rare is not None
+    assert np.all(moved.rare <= np.square(step))
+
+
+def test_a_scale_times_the_reciprocal_differs_in_its_last_bit() -> None:
+    amax = np.abs(normals(1000)).astype(np.float32)
+    divided, multiplied = scale_of(amax, Quantizer()), scale_of(amax, Quantizer(amax="multiply"))
+    assert np.array_equal(multiplied, amax * (np.float32(1) / np.float32(448)))
+    assert 0 < np.count_nonzero(divided != multiplied) < len(amax)
+    assert np.max(np.abs(divided - multiplied) / divided) <= 2.0 * 2.0**-24 * 2.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,8 @@ from moecheck.curated import cases_for
 from moecheck.formats import Float64
 from moecheck.numerics import INPUT, Numerics
 from moecheck.oracle import call_reference, reference_modules
+from moecheck.quantization import SCHEMES
+from moecheck.quantized_inputs import dequantised
 from moecheck.references._row_groups import COLUMNS, Group, products
 from tests.bounds import U32, gamma
 
@@ -84,6 +87,7 @@ def test_a_row_that_is_not_a_number_leaves_the_others_alone() -> None:
     assert np.isfinite(found.squares[0, alone]).all()
 
 
+NVFP4 = SCHEMES["nvfp4"]
 CONTRACTS = {
     "three stores": Numerics(gate_up=INPUT, act_times_up=INPUT, per_expert=INPUT),
     "every store, sums by slot": Numerics(
@@ -99,24 +103,58 @@ CONTRACTS = {
 @pytest.mark.parametrize("op", ["fused_experts", "moe_layer", "grouped_gemm", "unpermute"])
 def test_both_questions_asked_at_once_have_the_same_answers(op: str, name: str) -> None:
     for case in cases_for(op, profile="default", seed=0)[:40:13]:
-        about_true, about_rounded = answers(case, CONTRACTS[name], both=True)
-        for together, alone in (
-            (about_true, answers(case, CONTRACTS[name])[0]),
-            (about_rounded, answers(case, CONTRACTS[name], flips=True)[0]),
-        ):
-            np.testing.assert_array_equal(together.value, alone.value)
-            # Variances are sums of products in fp32, of at most 2048 + 512 terms here, of which sigma is the root.
-            assert close(together.sigma, alone.sigma, gamma(2560, U32))
-        with np.errstate(all="ignore"):
-            c = np.nan_to_num(1.0 / about_rounded.sigma, posinf=0.0, neginf=0.0)
-            (one, _), (two, _) = about_rounded.projections(c, 2.0 * c)
-        assert close(two, 4.0 * one, gamma(2560, U32))
+        assert_same_answers(case, CONTRACTS[name])
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+@pytest.mark.parametrize("op", ["expert_outputs", "batched_experts"])
+def test_both_questions_about_experts_that_are_not_added_up(op: str, name: str) -> None:
+    for case in cases_for(op, profile="quick", seed=0, small=True)[:6:3]:
+        assert_same_answers(case, CONTRACTS[name])
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_both_questions_about_latent_experts(name: str) -> None:
+    cases = [case for case in cases_for("moe_layer", profile="quick", seed=0, small=True) if case.spec.latent_experts]
+    assert cases
+    for case in cases:
+        assert_same_answers(case, CONTRACTS[name])
+
+
+def test_both_questions_about_weights_that_are_stored_after_dequantising() -> None:
+    contract = replace(CONTRACTS["three stores"], dequantised="bf16")
+    case = cases_for("fused_experts", profile="quick", seed=0, small=True, quantizations=(NVFP4,), plain_weights=False)[
+        0
+    ]
+    assert_same_answers(case, contract)
+    # These weights have more digits than bf16, so the two questions are about different matrices.
+    of_exact_weights, about_exact_weights = answers(case, CONTRACTS["three stores"], both=True)
+    about_true, about_rounded = answers(case, contract, both=True)
+    np.testing.assert_array_equal(about_true.value, of_exact_weights.value)
+    assert np.any(about_rounded.value != about_exact_weights.value)
+
+
+def assert_same_answers(case: Case, contract: Numerics) -> None:
+    """Both questions at once and each alone have the same answers, whose sums along rows can be asked about."""
+    about_true, about_rounded = answers(case, contract, both=True)
+    for together, alone in (
+        (about_true, answers(case, contract)[0]),
+        (about_rounded, answers(case, contract, flips=True)[0]),
+    ):
+        np.testing.assert_array_equal(together.value, alone.value)
+        # Variances are sums of products in fp32, of at most 2048 + 512 terms here, of which sigma is the root.
+        assert close(together.sigma, alone.sigma, gamma(2560, U32))
+    with np.errstate(all="ignore"):
+        c = np.nan_to_num(1.0 / about_rounded.sigma, posinf=0.0, neginf=0.0)
+        (one, _), (two, _) = about_rounded.projections(c, 2.0 * c)
+    assert close(two, 4.0 * one, gamma(2560, U32))
 
 
 def answers(case: Case, contract: Numerics, **asked: Any) -> tuple[Any, Any]:
     """The reference's answer, and the second one that it holds."""
     estimate = reference_modules()[case.op].estimate
-    found = call_reference(estimate, case, case.inputs(), numerics=contract, dtype=case.dtype, **asked)
+    inputs = dequantised(case, case.inputs())
+    found = call_reference(estimate, case, inputs, numerics=contract, dtype=case.dtype, **asked)
     return found, found.about_rounded
 
 

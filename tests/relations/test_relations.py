@@ -34,9 +34,17 @@ SHARED = MoESpec(
     routing=RoutingSpec(top_k=2, renormalize=True, routed_scaling_factor=2.5, scaling_placement="routed_output"),
     shared_experts="ungated",
 )
+UP_FIRST = MoESpec(
+    routing=RoutingSpec(top_k=2), experts=ExpertSpec(gate_up_layout="up_first", w13_bias=True, w2_bias=True)
+)
+GATED = MoESpec(
+    routing=RoutingSpec(top_k=2), shared_experts="gated", experts=ExpertSpec(gate_up_layout="interleaved_8")
+)
 CASES = [
     *(case_of(op, spec, dtype) for op in OPS for spec, dtype in KINDS),
     case_of("moe_layer", SHARED, shared_intermediate_size=64),
+    case_of("fused_experts", UP_FIRST),
+    case_of("moe_layer", GATED, shared_intermediate_size=96),
 ]
 HOLDING = [(name, case) for name in relations() for case in CASES if missing(name, case) is None]
 
@@ -140,6 +148,67 @@ def takes_halves_of_wide_ids(case: Case, inputs: Inputs) -> Inputs:
     return {"topk_ids": np.clip(halves, -1, case.num_experts - 1)}
 
 
+def takes_unsigned_ids_for_wide_ones(case: Case, inputs: Inputs) -> Inputs:
+    ids = inputs["topk_ids"]
+    if ids.dtype != np.uint32:
+        return {}
+    wide = np.ascontiguousarray(ids).view(np.int64).reshape(-1) % case.num_experts
+    return {"topk_ids": np.resize(wide, ids.shape)}
+
+
+def drops_experts_past_the_eighth(case: Case, inputs: Inputs) -> Inputs:
+    return {"topk_ids": np.where(inputs["topk_ids"] >= 8, -1, inputs["topk_ids"]).astype(np.int32)}
+
+
+def keeps_what_it_saw_first(*names: str) -> Kernel:
+    """As a captured graph that copied some of its inputs: it looks at memory once."""
+    seen: dict[int, tuple[AnyArray, AnyArray]] = {}  # address -> the array, kept alive, and what it held
+
+    def kernel(case: Case, inputs: Inputs) -> Outputs:
+        for name in names:
+            array = inputs[name]
+            seen.setdefault(array.ctypes.data, (array, array.copy()))
+        return honest(case, {**inputs, **{name: seen[inputs[name].ctypes.data][1] for name in names}})
+
+    return kernel
+
+
+def adds_where_there_is_nothing(case: Case, inputs: Inputs, out: AnyArray) -> AnyArray:
+    """The padded columns of the routed output get the mean of the others, as where a slice is taken too late."""
+    padded = ~inputs["w2"].astype(np.float32).any(axis=(0, 2))
+    return np.asarray(np.where(padded, out.mean(axis=1, keepdims=True), out))
+
+
+def width_counts(case: Case, inputs: Inputs, out: AnyArray) -> AnyArray:
+    return np.asarray(out * out.dtype.type(1 + inputs["w2"].shape[2] / 1000))
+
+
+def adds_the_shared_expert_whole(case: Case, inputs: Inputs) -> Outputs:
+    """Each of two ranks adds the shared expert's output twice, as where ranks hold all of it and sum."""
+    (out,) = honest(case, inputs)
+    rest, spec = case.intermediate_size, replace(case.spec, shared_experts="none")
+    plain = {name: value for name, value in inputs.items() if not name.startswith("shared_")}
+    (routed,) = honest(replace(case, spec=spec, shared_intermediate_size=0), plain)
+    return (np.asarray(out + (out - routed) * out.dtype.type(rest < SIZES["intermediate_size"])),)
+
+
+def adds_the_second_bias_always() -> Kernel:
+    """Every rank adds the bias that it was given first, as where only rank 0's is loaded and all of them use it."""
+    first: list[AnyArray] = []
+
+    def kernel(case: Case, inputs: Inputs) -> Outputs:
+        first.append(inputs["w2_bias"])
+        return honest(case, {**inputs, "w2_bias": first[0]})
+
+    return kernel
+
+
+def one_scale_for_all_rows(case: Case, inputs: Inputs, out: AnyArray) -> AnyArray:
+    """Rounded to 2^-9 of the largest number that goes in, garbage included; a maximum that passes over NaN."""
+    step = np.nanmax(np.abs(inputs["hidden_states"].astype(np.float32))) * 2.0**-9
+    return np.asarray(np.rint(out / step) * step)
+
+
 def position_counts(case: Case, inputs: Inputs, out: AnyArray) -> AnyArray:
     out[0] *= out.dtype.type(1.02)
     return out
@@ -201,6 +270,15 @@ WRONG: list[tuple[str, str, MoESpec, Kernel]] = [
         fed(lambda c, i: {"topk_weights": np.maximum(i["topk_weights"], np.float32(1e-3))}),
     ),
     ("wide_ids", "fused_experts", RENORMALISED, fed(takes_halves_of_wide_ids)),
+    ("unsigned_ids", "fused_experts", RENORMALISED, fed(takes_unsigned_ids_for_wide_ones)),
+    ("replaced_values", "fused_experts", RENORMALISED, keeps_what_it_saw_first("hidden_states")),
+    ("replaced_values", "fused_experts", RENORMALISED, keeps_what_it_saw_first("topk_ids", "topk_weights")),
+    ("replaced_values", "moe_layer", RENORMALISED, keeps_what_it_saw_first("router_logits")),
+    ("replaced_values", "topk_routing", RENORMALISED, keeps_what_it_saw_first("router_logits")),
+    ("expert_replicas", "fused_experts", RENORMALISED, fed(drops_experts_past_the_eighth)),
+    ("padded_widths", "fused_experts", RENORMALISED, changed(width_counts)),
+    ("padded_widths", "fused_experts", RENORMALISED, changed(adds_where_there_is_nothing)),
+    ("padded_widths", "moe_layer", SHARED, changed(width_counts)),
     ("wide_rows", "fused_experts", RENORMALISED, fed(contiguous_only)),
     ("wide_rows", "act_and_mul", RENORMALISED, fed(contiguous_only)),
     ("shifted_logits", "topk_routing", RENORMALISED, fed(overflowing_softmax)),
@@ -224,10 +302,13 @@ WRONG: list[tuple[str, str, MoESpec, Kernel]] = [
         RENORMALISED,
         changed(lambda c, i, out: out + i["hidden_states"] * out.dtype.type(0.1)),
     ),
+    ("tensor_shards", "moe_layer", SHARED, adds_the_shared_expert_whole),
+    ("tensor_shards", "fused_experts", UP_FIRST, adds_the_second_bias_always()),
     ("nan_token", "fused_experts", RENORMALISED, changed(leaks_nan)),
     ("nan_token", "topk_routing", RENORMALISED, changed(leaks_nan)),
     ("zero_token", "fused_experts", RENORMALISED, changed(lambda c, i, out: out + out.dtype.type(1e-6))),
     ("padding_rows", "fused_experts", RENORMALISED, changed(leaks_nan)),
+    ("rows_beyond_counts", "batched_experts", RENORMALISED, changed(one_scale_for_all_rows)),
     ("unused_experts", "fused_experts", RENORMALISED, changed(looks_at_the_last_expert)),
 ]
 
@@ -287,7 +368,17 @@ def test_a_further_call_of_the_wrong_shape_is_proven_wrong() -> None:
         ("scaled_w2", case_of("fused_experts", dtype="fp16"), "is in fp16, whose range is narrow"),
         ("scaled_w2", case_of("fused_experts", stratum="outlier"), "has values near the end of the range"),
         ("tensor_shards", case_of("fused_experts", intermediate_size=44), "has an intermediate size that 2 ranks"),
-        ("tensor_shards", case_of("fused_experts", CLAMPED), "has a second bias"),
+        (
+            "tensor_shards",
+            case_of("moe_layer", MoESpec(routing=RoutingSpec(num_zero_experts=2))),
+            "has identity experts",
+        ),
+        (
+            "tensor_shards",
+            case_of("moe_layer", SHARED, shared_intermediate_size=40),
+            "has an intermediate size that 2 ranks",
+        ),
+        ("unsigned_ids", case_of("fused_experts", load="padding"), "has padding ids"),
         ("expert_shards", case_of("fused_experts", num_local_experts=4), "has experts on other ranks"),
         ("shifted_logits", case_of("topk_routing", dtype="bf16"), "has bf16 logits"),
         ("shifted_logits", case_of("topk_routing", BIASED), "takes no softmax"),

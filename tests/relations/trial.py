@@ -13,8 +13,9 @@ from moecheck.formats import store
 from moecheck.kernel import Declaration
 from moecheck.ops import OPS
 from moecheck.oracle import Oracle, call_reference, reference_modules
-from moecheck.relations.relation import Inputs, Outputs, Subject, relations
+from moecheck.relations.relation import Inputs, Outputs, Subject, Trial, relations
 from moecheck.relations.verdict import Setting, judge_relation
+from moecheck.runner.arrays import overwritten
 
 Kernel = Callable[[Case, Inputs], Outputs]
 ORACLE = Oracle()
@@ -32,7 +33,7 @@ def honest(case: Case, inputs: Inputs) -> Outputs:
         return (store(results, case.dtype),)
     if case.op == "permute":
         return store(results[0], case.dtype), np.zeros(0, np.float32), results[2], results[3]
-    return tuple(results)
+    return results if isinstance(results, tuple) else (results,)
 
 
 def declaration(op: str, *, declared: bool) -> Declaration:
@@ -68,9 +69,22 @@ def judged(name: str, case: Case, kernel: Kernel, *, declared: bool = False) -> 
     trial = relation.trial(case, inputs)
     kept = {key: value.copy() for key, value in inputs.items() if isinstance(value, np.ndarray)}
     base = kernel(case, inputs)
-    further = tuple(kernel(call.case, call.inputs) for call in trial.calls)
+    further = _called(kernel, trial)
     for key, value in kept.items():
         assert np.array_equal(value.view(f"u{value.itemsize}"), inputs[key].view(f"u{value.itemsize}")), key
     subject = Subject(declaration=declaration(case.op, declared=declared), case=case)
     setting = Setting(subject=subject, oracle=ORACLE, numerics=None)
     return judge_relation(relation, trial, base, further, setting)
+
+
+def _called(kernel: Kernel, trial: Trial) -> tuple[Outputs, ...]:
+    """The outputs of a trial's calls, in the arrays of the call before where that is wanted."""
+    outputs: list[Outputs] = []
+    buffers: Inputs = {}
+    for call in trial.calls:
+        inputs = call.inputs
+        if call.in_place:
+            inputs = {name: overwritten(buffers.get(name), value) for name, value in inputs.items()}
+        outputs.append(kernel(call.case, inputs))
+        buffers = inputs
+    return tuple(outputs)

@@ -1,0 +1,256 @@
+"""Runs the score over processes: mutants in every op and seed, correct kernels, limits, real kernels, the checker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from moecheck.mutants import Mutant, all_mutants
+from moecheck.runner.pool import start_context
+
+from . import trials
+from .checker import checker_mutants, checker_trial
+from .corpus import corpus, ops_with_mutants, planted
+from .coverage import Combination, coverage
+from .result import CHECKER, KERNELS, KILLED_SHARE, Alarms, Cell, Limits, MutantScore, Score
+from .source_kernels import kernel_trials
+from .sources import SOURCE_MUTANTS
+from .trials import COUNTS, FACTOR_BITS, SIGMAS, Judging, Kill, Seen
+from .variants import CLASSES
+
+PARTS = {"fused_experts": 4, "moe_layer": 6, "topk_routing": 2}  # tasks that share an op's cases, where all are tried
+CHUNK = 20  # correct kernels a task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to run. mutants, ops: only these, all where empty. seeds: of each mutant. legal: correct kernels a class.
+
+    limit_seeds: of the limits, 0 for none. everything: also real kernels and mutants of the checker.
+    """
+
+    profile: str
+    seeds: int
+    legal: int
+    limit_seeds: int
+    kernel_seeds: int
+    mutants: tuple[str, ...] = ()
+    ops: tuple[str, ...] = ()
+    jobs: int = 2
+    everything: bool = True
+
+
+PROFILES = {
+    "quick": {"seeds": 3, "legal": 40, "limit_seeds": 0, "kernel_seeds": 1},
+    "default": {"seeds": 20, "legal": 320, "limit_seeds": 20, "kernel_seeds": 1},
+    "nightly": {"seeds": 20, "legal": 1000, "limit_seeds": 20, "kernel_seeds": 20},
+}
+
+
+@dataclass(slots=True)
+class _Found:
+    kills: list[Kill] = field(default_factory=list)
+    all_cases: list[Kill] = field(default_factory=list)
+    judged: list[Judging] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
+    others: list[MutantScore] = field(default_factory=list)
+    baselines: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    cpu: float = 0.0
+
+
+def known_names() -> set[str]:
+    """Every mutant's id, and its name where it has variants."""
+    names = {name for one in all_mutants() for name in (one.id, one.name)}
+    return names | {one.name for one in SOURCE_MUTANTS} | {one.name for one in checker_mutants()}
+
+
+Advance = Callable[[str, int, int], None]
+
+
+def run_score(plan: Plan, *, command: str, git: str | None, advance: Advance | None = None) -> Score:
+    """Run a plan. advance: told (what, done, of how many) whenever a task ends."""
+    start, started = time.monotonic(), datetime.now(UTC)
+    chosen = tuple(one for one in all_mutants() if _wanted(one, plan))
+    found = _Found()
+    with ProcessPoolExecutor(max_workers=plan.jobs, mp_context=start_context()) as pool:
+        futures: dict[Future[Any], str] = {}
+        for name, call in _tasks(plan, chosen):
+            futures[pool.submit(_timed, *call)] = name
+        total = len(futures)
+        for done, future in enumerate(as_completed(futures), start=1):
+            result, seconds = future.result()
+            found.cpu += seconds
+            _file(futures[future], result, found)
+            if advance is not None:
+                advance(futures[future], done, total)
+    if plan.everything or plan.mutants:
+        _real_kernels(plan, found, advance)
+    scores = [_scored(one, plan, found) for one in chosen] + found.others
+    return Score(
+        profile=plan.profile,
+        seeds=plan.seeds,
+        command=command,
+        mutants=tuple(scores),
+        alarms=tuple(_alarms(name, found.judged) for name in CLASSES if any(j.name == name for j in found.judged)),
+        limits=tuple(_limits(name, found.seen) for name in CLASSES if any(s.name == name for s in found.seen)),
+        coverage=_matrix(plan, chosen, found),
+        baselines=found.baselines,
+        skipped=found.skipped,
+        seconds=time.monotonic() - start,
+        cpu_seconds=found.cpu,
+        started=started.isoformat(timespec="seconds"),
+        git=git,
+    )
+
+
+def _wanted(one: Mutant, plan: Plan) -> bool:
+    named = not plan.mutants or one.id in plan.mutants or one.name in plan.mutants
+    return named and (not plan.ops or bool(one.ops & set(plan.ops)))
+
+
+def _tasks(plan: Plan, chosen: tuple[Mutant, ...]) -> Iterable[tuple[str, tuple[Any, ...]]]:
+    """(kind, function and arguments) of every task, the longest first."""
+    ops = [op for op in ops_with_mutants() if not plan.ops or op in plan.ops]
+    for op in ops:
+        ids = tuple(one.id for one in chosen if op in one.ops)
+        parts = PARTS.get(op, 1)
+        if ids:
+            for part in range(parts):
+                yield "checks", (trials.kills, op, plan.profile, 0, ids, part, parts, "declared")
+    for op in ops:
+        ids = tuple(one.id for one in chosen if op in one.ops)
+        if ids:
+            for seed in range(plan.seeds):
+                yield "mutants", (trials.kills, op, plan.profile, seed, ids, 0, 0, "declared")
+    for one in checker_mutants():
+        if plan.everything or one.name in plan.mutants:
+            yield "checker", (checker_trial, one.name)
+    if not plan.everything:
+        return
+    yield "checker", (checker_trial, "")
+    for name in CLASSES:
+        for first in range(0, plan.legal, CHUNK):
+            numbers = tuple(range(first, min(first + CHUNK, plan.legal)))
+            yield "correct kernels", (trials.alarms, name, numbers)
+        for seed in range(plan.limit_seeds):
+            yield "limits", (trials.limits, name, seed)
+
+
+def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    start = time.process_time()
+    return function(*arguments), time.process_time() - start
+
+
+def _file(kind: str, result: Any, found: _Found) -> None:
+    if kind == "mutants":
+        found.kills += result
+    elif kind == "checks":
+        found.all_cases += result
+    elif kind == "correct kernels":
+        found.judged.append(result)
+    elif kind == "limits":
+        found.seen.append(result)
+    elif isinstance(result, MutantScore):
+        found.others.append(result)
+    elif result:  # the checker as it is fails its own corpus
+        found.baselines["the checker's own corpus"] = f"moecheck as it is judges wrongly: {'; '.join(result)}"
+
+
+def _real_kernels(plan: Plan, found: _Found, advance: Advance | None) -> None:
+    wanted = [one for one in SOURCE_MUTANTS if not plan.mutants or one.name in plan.mutants]
+    wanted = [one for one in wanted if not plan.ops or one.op in plan.ops]
+    if not wanted:
+        return
+    start = time.process_time()
+    outcome = kernel_trials(
+        tuple(wanted), seeds=plan.kernel_seeds, jobs=plan.jobs, advance=advance, with_baselines=plan.everything
+    )
+    found.others += outcome.scores
+    found.baselines |= outcome.alarms
+    found.skipped |= outcome.skipped
+    found.cpu += time.process_time() - start + outcome.cpu_seconds
+
+
+def _scored(one: Mutant, plan: Plan, found: _Found) -> MutantScore:
+    own = [kill for kill in found.kills if kill.mutant == one.id]
+    everywhere = [kill for kill in found.all_cases if kill.mutant == one.id]
+    ops = tuple(op for op in ops_with_mutants() if op in one.ops and (not plan.ops or op in plan.ops))
+    caught = {op: sum(kill.caught for kill in own if kill.op == op) for op in ops}
+    never = tuple(op for op in ops if not any(kill.cases for kill in own if kill.op == op))
+    score = MutantScore(
+        id=one.id,
+        kind=one.kind,
+        words=one.words,
+        sources=one.sources,
+        ops=ops,
+        seeds=plan.seeds,
+        caught=caught,
+        never=never,
+        checks=tuple(sorted({check for kill in everywhere for check in kill.checks})),
+        expected=one.expected,
+        seen_on=next((kill.seen_on for kill in own if kill.seen_on), ""),
+        equivalent=one.equivalent,
+        differed=any(kill.differed or kill.caught for kill in [*own, *everywhere]) if one.equivalent else False,
+    )
+    return replace(score, why=_why(score, own)) if score.survived else score
+
+
+def _why(score: MutantScore, own: list[Kill]) -> str:
+    """What is known of a survivor."""
+    if score.never:
+        return f"no case of {', '.join(score.never)} in this profile gives it a meaning"
+    weak = [op for op in score.ops if score.caught.get(op, 0) < KILLED_SHARE * score.seeds]
+    missed = next((kill for kill in own if not kill.caught and kill.op in weak and kill.least), None)
+    told = ", ".join(f"{op} {score.caught.get(op, 0)} of {score.seeds} seeds" for op in weak)
+    return f"caught in {told}" + (f"; it passes {missed.least} of seed {missed.seed}, for example" if missed else "")
+
+
+def _alarms(name: str, judged: list[Judging]) -> Alarms:
+    own = [one for one in judged if one.name == name]
+    return Alarms(
+        name=name,
+        trials=sum(len(one.numbers) for one in own),
+        variants=len(frozenset[str]().union(*(one.variants for one in own))),
+        alarms=tuple(text for one in own for text in one.alarms),
+        undecided=sum(one.undecided for one in own),
+    )
+
+
+def _limits(name: str, seen: list[Seen]) -> Limits:
+    own = [one for one in seen if one.name == name]
+
+    def share(which: str, value: float) -> float:
+        return sum(value in getattr(one, which) for one in own) / len(own)
+
+    factors = [bits for bits in FACTOR_BITS if share("factors", bits) >= KILLED_SHARE]
+    sigmas = [size for size in SIGMAS if share("sigmas", size) >= KILLED_SHARE]
+    counts = [count for count in COUNTS if share("counts", count) >= KILLED_SHARE]
+    return Limits(
+        name=name,
+        factor=2.0 ** -max(factors) if factors else None,
+        sigmas=min(sigmas) if sigmas else None,
+        elements=min(counts) if counts else None,
+        curve={f"1 + 2^-{bits}": share("factors", bits) for bits in FACTOR_BITS},
+    )
+
+
+def _matrix(plan: Plan, chosen: tuple[Mutant, ...], found: _Found) -> tuple[Cell, ...]:
+    died: dict[str, frozenset[Combination]] = {}
+    for kill in found.all_cases:
+        died[kill.mutant] = died.get(kill.mutant, frozenset()) | kill.died_on
+    cases = [
+        (case, group.variant.contract)
+        for op in ops_with_mutants()
+        if not plan.ops or op in plan.ops
+        for group in planted(op, 0, chosen)
+        for case in corpus(op, plan.profile, 0)
+    ]
+    return coverage(cases, died.items())
+
+
+__all__ = ["CHECKER", "KERNELS", "PROFILES", "Plan", "run_score"]
