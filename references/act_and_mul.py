@@ -54,9 +54,12 @@ def split(x: Float64, spec: ExpertSpec) -> tuple[Float64, Float64 | None]:
     if spec.gate_up_layout == "interleaved":
         return x[:, ::2], x[:, 1::2]
     if spec.gate_up_layout == "interleaved_8":
-        blocks = [x[:, start : start + 16] for start in range(0, x.shape[1], 16)]
-        halves = [np.split(block, 2, axis=1) for block in blocks] or [(x, x)]
-        return np.concatenate([g for g, _ in halves], axis=1), np.concatenate([u for _, u in halves], axis=1)
+        gates, ups = [x[:, :0]], [x[:, :0]]
+        for start in range(0, x.shape[1], 16):
+            block = x[:, start : start + 16]
+            gates.append(block[:, : block.shape[1] // 2])
+            ups.append(block[:, block.shape[1] // 2 :])
+        return np.concatenate(gates, axis=1), np.concatenate(ups, axis=1)
     half = x.shape[1] // 2
     first, second = x[:, :half], x[:, half:]
     return (second, first) if spec.gate_up_layout == "up_first" else (first, second)

@@ -38,7 +38,7 @@ def _split(values: torch.Tensor, spec: moecheck.ExpertSpec) -> tuple[torch.Tenso
     if spec.gate_up_layout == "interleaved_8":
         if values.shape[-1] % 16:
             raise moecheck.Unsupported("blocks of eight gates and eight ups need a multiple of 16 columns")
-        gate, up = values.unflatten(-1, (-1, 2, 8)).unbind(-2)
+        gate, up = values.reshape(*values.shape[:-1], values.shape[-1] // 16, 2, 8).unbind(-2)
         return gate.flatten(-2), up.flatten(-2)
     first, second = values.chunk(2, dim=-1)
     return (second, first) if spec.gate_up_layout == "up_first" else (first, second)
