@@ -85,7 +85,10 @@ class Search:
         then told apart by all cases; where these do not tell, the commoner one is taken.
         """
         quantization = self._pool.cases[0].spec.experts.quantization
-        starts = requantising(static=quantization is not None and quantization.static_activations)
+        starts = requantising(
+            static=quantization is not None and quantization.static_activations,
+            microscaling=quantization is not None and quantization.scale == "e8m0",
+        )
         self.tried |= dict.fromkeys(starts)
         first, outputs = self._scores[0], self._pool.outputs[0]
         best = self._climb([max(starts, key=lambda c: first.merit(outputs.number(c)))])
@@ -116,7 +119,8 @@ class Search:
     def equivalent(self, best: Numerics) -> list[Numerics]:
         """The contracts with the best one's bits, the plainest first; those that mean the same appear once.
 
-        The plainest: least below the floor, then no formats of its own, then the fewest stores, then the commonest quantisers.
+        The plainest: least below the floor, then no formats of its own, then the fewest stores, then the commonest
+        quantisers.
         """
         same = [other for other in self.tried if self._pool.bits(other) == self._pool.bits(best)]
         dtypes = self._pool.dtypes

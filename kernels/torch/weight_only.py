@@ -92,19 +92,13 @@ def mxfp4(
     spec: moecheck.ExpertSpec,
 ) -> torch.Tensor:
     """Weights e2m1 times powers of two, [L, N, groups] uint8, in groups of 32: exact in bf16. Arguments as above."""
-
-    def matrix(w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        codes = _nibbles(w)
-        power = torch.ldexp(torch.ones_like(scale, dtype=torch.float32), scale.int() - 127)
-        return _e2m1(codes) * _spread(power, 32, codes.shape[1])
-
     return _weight_only(
         hidden_states,
         topk_weights,
         local_ids(topk_ids, expert_map),
         spec,
-        w13=lambda e: matrix(w13[e], w13_scale[e]),
-        w2=lambda e: matrix(w2[e], w2_scale[e]),
+        w13=lambda e: e2m1_times_powers(w13[e], w13_scale[e]),
+        w2=lambda e: e2m1_times_powers(w2[e], w2_scale[e]),
         w13_bias=w13_bias,
         w2_bias=w2_bias,
     )
@@ -156,6 +150,13 @@ def nvfp4(
         w13_bias=w13_bias,
         w2_bias=w2_bias,
     )
+
+
+def e2m1_times_powers(w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """[N, K] float32 of mxfp4 codes [N, K / 2] and E8M0 codes [N, ceil(K / 32)], both uint8."""
+    codes = _nibbles(w)
+    power = torch.ldexp(torch.ones_like(scale, dtype=torch.float32), scale.int() - 127)
+    return _e2m1(codes) * _spread(power, 32, codes.shape[1])
 
 
 def _weight_only(

@@ -16,11 +16,11 @@ from moecheck.checks.finding import FAILURES
 from moecheck.checks.judge import Limits, judge
 from moecheck.formats import AnyArray
 from moecheck.identify import identification_cases, identify, judge_numerics
-from moecheck.kernels.torch import _quantised, quantised_fp8, quantised_int8, weight_only
+from moecheck.kernels.torch import _quantised, quantised_fp8, quantised_int8, quantised_mx, weight_only
 from moecheck.oracle import Oracle
 from moecheck.quantised_cases import quantised_cases
 from moecheck.quantization import SCHEMES
-from moecheck.references.quantize_blocks import quantize_blocks
+from moecheck.references.quantize_blocks import dequantize_blocks, quantize_blocks, quantize_blocks_e8m0
 from moecheck.references.quantize_elements import encode
 from moecheck.runner.arrays import to_native, to_numpy
 from tests.kernels.experts_case import Kernel, declaration, name_of
@@ -34,6 +34,7 @@ KERNELS = (
     weight_only.int4_groups,
     weight_only.mxfp4,
     weight_only.nvfp4,
+    quantised_mx.mxfp4_both,
 )
 Inputs = dict[str, Any]
 Bug = Callable[[Inputs], Inputs]
@@ -151,7 +152,7 @@ def neighbours_global_scale(inputs: Inputs) -> Inputs:
 
 
 BLOCKED = (quantised_fp8.fp8_block, quantised_fp8.fp8_block_ue8m0)
-GROUPED = (weight_only.int4_groups, weight_only.mxfp4, weight_only.nvfp4)
+GROUPED = (weight_only.int4_groups, weight_only.mxfp4, weight_only.nvfp4, quantised_mx.mxfp4_both)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +197,26 @@ def test_weights_on_inputs_are_declined() -> None:
     tensors = {name: to_native(np.array(value), "torch") for name, value in given_to(case).items()}
     with pytest.raises(Unsupported, match="weighs"):
         quantised_fp8.fp8_block(**tensors, spec=spec)
+
+
+def test_activations_in_mxfp4_are_those_of_the_reference() -> None:
+    """Ties, numbers that saturate, a group of zeros and a short last group among them."""
+    x = np.random.default_rng(3).normal(size=(9, 80))
+    x[1] = np.round(x[1] * 4.0) / 4.0
+    x[2, :32] = 0.0
+    x[3, 5] = 7.9
+    x = x.astype(np.float32).astype(np.float64)
+    wanted = quantize_blocks_e8m0(x, "fp4_e2m1", (1, 32), "floor")
+    values = dequantize_blocks(wanted.codes, wanted.scales, "fp4_e2m1", (1, 32))
+    found = quantised_mx.rounded_to_mxfp4(torch.from_numpy(x))
+    assert np.array_equal(found.double().numpy(), values)
+
+
+def test_a_contract_of_microscaling_is_found_without_a_declaration() -> None:
+    kernel = quantised_mx.mxfp4_both
+    found = identify([(case, run(kernel, case)) for case in identification_cases(declaration(kernel))], ORACLE)
+    assert found.known
+    assert found.numerics == declaration(kernel).numerics
 
 
 @pytest.mark.parametrize("group", [128, 200])
