@@ -74,6 +74,7 @@ def test_it_is_torch_in_float64(name: str) -> None:
     [
         pytest.param("up_first", range(20, 40), id="ups first"),
         pytest.param("interleaved_8", (*range(8), *range(16, 24), *range(32, 36)), id="by eight, the last by four"),
+        pytest.param("interleaved_16", (*range(16), *range(32, 36)), id="by sixteen, the last by four"),
     ],
 )
 def test_other_orders_are_halves_with_columns_moved(layout: Any, gates: Sequence[int]) -> None:
