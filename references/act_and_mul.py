@@ -130,7 +130,7 @@ class Factors(NamedTuple):
 
 
 def factors(x: Float64, spec: ExpertSpec) -> Factors:
-    """a = act(g), m = u + beta or what situ makes of u, and their derivatives, 0 where clamped.
+    """The factors a = act(g), m = u + beta or what situ makes of u, and their derivatives, 0 where clamped.
 
     x: [R, 2I] or [R, I] float64.
     """
