@@ -18,6 +18,7 @@ from tests.relations.wrong_kernels import (
     adds_where_there_is_nothing,
     batch_counts,
     changed,
+    contiguous_matrix,
     contiguous_only,
     drops_experts_past_the_eighth,
     drops_past_a_block,
@@ -174,8 +175,11 @@ def test_a_wrong_kernel_breaks_it(name: str, op: str, spec: MoESpec, kernel: Ker
     assert all(value == 0.0 for value in judgement.numbers.values())
 
 
+ONLY_REPORTED = {"unused_experts_of_nan", "wide_weights"}
+
+
 def test_every_relation_that_can_fail_has_a_wrong_kernel() -> None:
-    assert {name for name, *_ in WRONG} == relations().keys() - {"unused_experts_of_nan"}
+    assert {name for name, *_ in WRONG} == relations().keys() - ONLY_REPORTED
 
 
 def test_one_bit_breaks_a_declared_capability_and_is_reported_where_none_is_declared() -> None:
@@ -197,6 +201,16 @@ def test_nan_in_an_unused_expert_is_reported_and_fails_nothing() -> None:
     kernel = changed(lambda c, i, out: out + 0 * i["w2"][-1].astype(np.float32).sum())
     judgement = judged("unused_experts_of_nan", case_of("fused_experts"), kernel)
     assert (judgement.verdict, judgement.numbers) == (Verdict.PASS, {"nan_weights_isolation_observed": 0.0})
+
+
+def test_weights_read_past_their_stride_are_reported_and_fail_nothing() -> None:
+    def kernel(case: Case, inputs: Inputs) -> Outputs:
+        """Takes each matrix for one block of memory."""
+        blocks = {name: contiguous_matrix(inputs[name]) for name in ("w13", "w2")}
+        return honest(case, {**inputs, **blocks})
+
+    judgement = judged("wide_weights", case_of("fused_experts"), kernel)
+    assert (judgement.verdict, judgement.numbers) == (Verdict.PASS, {"strided_weights_observed": 0.0})
 
 
 def test_a_further_call_of_the_wrong_shape_is_proven_wrong() -> None:

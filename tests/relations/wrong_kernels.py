@@ -190,3 +190,9 @@ def contiguous_only(case: Case, inputs: Inputs) -> Inputs:
     return {
         name: np.nan_to_num(wide.reshape(-1)[: array.size].reshape(array.shape).astype(np.float32)).astype(array.dtype)
     }
+
+
+def contiguous_matrix(array: AnyArray) -> AnyArray:
+    """What a kernel reads that takes an array's memory for rows one behind the other."""
+    wide = array if array.base is None or array.flags.c_contiguous else array.base
+    return wide.reshape(-1)[: array.size].reshape(array.shape)
