@@ -12,8 +12,9 @@ import torch
 
 from moecheck import ExpertSpec, MoESpec, RoutingSpec, Unsupported
 from moecheck.cases import Case
-from moecheck.checks.finding import FAILURES
+from moecheck.checks.finding import FAILURES, Verdict
 from moecheck.checks.judge import Limits, judge
+from moecheck.checks.values import is_vacuous
 from moecheck.formats import AnyArray
 from moecheck.identify import identification_cases, identify, judge_numerics
 from moecheck.kernels.torch import _quantised, quantised_fp8, quantised_int8, quantised_mx, weight_only
@@ -189,6 +190,22 @@ def test_a_small_factor_is_seen(kernel: Kernel, factor: float) -> None:
     weights = given_to(case)["topk_weights"]
     assert faults(kernel, case, run(kernel, case)) == []
     assert faults(kernel, case, run(kernel, case, {"topk_weights": weights * np.float32(factor)})) != []
+
+
+def test_zeros_fail_where_each_is_within_what_four_bits_explain() -> None:
+    """Elementwise, all zeros pass at fp4; the statistics tell them, so the case is not vacuous."""
+    kernel = quantised_mx.mxfp4_both
+    case = quantised_cases(declaration(kernel).quantizations, profile="quick", seed=0, dtypes=("bf16",))[-2]
+    values = ORACLE.values(case, declaration(kernel).numerics)
+    assert is_vacuous(values, tol=Limits().tol)
+    honest = judge(case, (run(kernel, case),), ORACLE, Limits(), declaration(kernel).numerics)
+    assert {j.verdict for j in honest.judgements} == {Verdict.PASS}
+    assert faults(kernel, case, np.zeros(values.true.shape, honest_dtype(case))) != []
+
+
+def honest_dtype(case: Case) -> np.dtype[Any]:
+    """That of the kernel's output."""
+    return np.dtype(given_to(case)["hidden_states"].dtype)
 
 
 def test_weights_on_inputs_are_declined() -> None:
