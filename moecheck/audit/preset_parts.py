@@ -22,5 +22,6 @@ EAGER = Numerics(gate_up=INPUT, act=INPUT, act_times_up=INPUT, per_expert=INPUT)
 LOW_WEIGHTS = Numerics(
     gate_up=INPUT, act_times_up=INPUT, per_expert=INPUT, topk_weights=INPUT, weighted=INPUT
 )  # SGLang's: the fused activation keeps act(g)
+# Requantising kernels. Known bugs of quantisers are simulated with the stores of these; act(g) and w z are kept.
 PER_TOKEN = Numerics(gate_up=INPUT, act_times_up=INPUT, per_expert=INPUT, a1_quant=Quantizer(), a2_quant=Quantizer())
-BLOCK_FP8 = Numerics(gate_up=INPUT, act=INPUT, act_times_up=INPUT, weighted=INPUT, a1_quant=FP8, a2_quant=FP8)
+BLOCK_FP8 = Numerics(gate_up=INPUT, act_times_up=INPUT, per_expert=INPUT, a1_quant=FP8, a2_quant=FP8)
