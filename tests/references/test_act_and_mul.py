@@ -48,6 +48,20 @@ SILU = ExpertSpec()
         pytest.param(SPECS["clamp before"], 9.0, 9.0, 2.25 / (1 + math.exp(-1.5)), id="limit before: silu(L) L"),
         pytest.param(SPECS["clamp after"], 9.0, -9.0, -2.25, id="limit after: L times -L"),
         pytest.param(SPECS["situ"], 2.0, 1.0, 2 * math.tanh(1.0) / (1 + math.exp(-2.0)), id="situ"),
+        pytest.param(
+            SPECS["situ of both"],
+            2.0,
+            -6.0,
+            2 * math.tanh(1.0) / (1 + math.exp(-2.0)) * 3 * math.tanh(-2.0),
+            id="situ with a beta for up as well",
+        ),
+        pytest.param(
+            ExpertSpec(swiglu_limit=16.0, limit_position="after"),
+            15.9,
+            17.0,
+            16 * 15.9 / (1 + math.exp(-15.9)),
+            id="limit after: silu just below it, up at it",
+        ),
     ],
 )
 def test_known_values(spec: ExpertSpec, g: float, u: float, expected: float) -> None:
