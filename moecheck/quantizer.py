@@ -67,7 +67,7 @@ class Quantizer:
         if self.group < 0:
             raise SpecError(f"Quantizer.group={self.group} must be 0 (a whole row) or a number of elements.")
         if self.scale not in ("float", "power_of_two", *CARRIES):
-            raise SpecError(f"Quantizer.scale={self.scale!r} must be float, power_of_two or {', '.join(CARRIES)}.")
+            raise SpecError(f"Quantizer.scale={self.scale!r} must be float, power_of_two, floor, half_up or cutlass.")
         if self.rounding not in ("nearest", "truncate"):
             raise SpecError(f"Quantizer.rounding={self.rounding!r} must be nearest or truncate.")
         if self.division not in ("divide", "multiply"):
