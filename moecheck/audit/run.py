@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -152,15 +152,15 @@ def _workers(jobs: int) -> Iterator[Callable[[list[Task]], Iterator[tuple[int, T
     pool = ProcessPool(max_workers=jobs, context=get_context("spawn"))
 
     def run(tasks: list[Task]) -> Iterator[tuple[int, Trial]]:
-        numbers = {pool.schedule(_one, args=(task,)): i for i, task in enumerate(tasks)}
+        numbers: dict[Future[Trial], int] = {pool.schedule(_one, args=(task,)): i for i, task in enumerate(tasks)}
         for future in as_completed(numbers):
             yield numbers[future], future.result()
 
     try:
         yield run
-        pool.close()
+        pool.close()  # type: ignore[no-untyped-call]  # pebble leaves it untyped
     finally:
-        pool.stop()  # type: ignore[no-untyped-call]  # pebble leaves it untyped
+        pool.stop()  # type: ignore[no-untyped-call]  # as above
         pool.join()
 
 
