@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ def drawn(name: str, *, dtype: str = "fp32", tokens: int = TOKENS) -> Drawn:
     return draw(tokens=tokens, **sizes, spec=SPECS[name], dtype=dtype)
 
 
-def call(case: Drawn) -> dict[str, object]:
+def call(case: Drawn) -> dict[str, Any]:
     """The op's arguments: all but the weights."""
     return {key: value for key, value in case.kwargs.items() if key != "topk_weights"}
 
@@ -34,7 +36,7 @@ def eager(case: Drawn, name: str, dtype: str) -> Float64:
     rows = []
     for t, s in np.ndindex(case.topk_ids.shape):
         e = int(case.topk_ids[t, s])
-        bias = (None, None)
+        bias: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
         if case.w13_bias is not None and case.w2_bias is not None:
             bias = (as_torch(case.w13_bias[e], d), as_torch(case.w2_bias[e], d))
         gate_up = F.linear(as_torch(case.hidden_states[t : t + 1], d), as_torch(case.w13[e], d), bias[0])
@@ -47,7 +49,7 @@ def eager(case: Drawn, name: str, dtype: str) -> Float64:
 def test_each_slot_is_torch_s_expert(name: str) -> None:
     case = drawn(name)
 
-    y = expert_outputs(**call(case), spec=SPECS[name])  # type: ignore[arg-type]  # arrays by name
+    y = expert_outputs(**call(case), spec=SPECS[name])
 
     for slot in range(TOP_K):
         alone = case._replace(topk_ids=case.topk_ids[:, [slot]], topk_weights=np.ones((TOKENS, 1), dtype=np.float32))
@@ -61,7 +63,7 @@ def test_each_slot_is_torch_s_expert(name: str) -> None:
 
 def test_its_weighted_sum_is_fused_experts() -> None:
     case = drawn("swigluoai")
-    y = expert_outputs(**call(case), spec=SPECS["swigluoai"])  # type: ignore[arg-type]  # arrays by name
+    y = expert_outputs(**call(case), spec=SPECS["swigluoai"])
     total = (y * to_float64(case.topk_weights)[..., None]).sum(axis=1)
     whole = fused_experts(**case.kwargs, spec=SPECS["swigluoai"])
     size = (np.abs(y) * to_float64(case.topk_weights)[..., None]).sum(axis=1)
@@ -70,13 +72,13 @@ def test_its_weighted_sum_is_fused_experts() -> None:
 
 def test_slots_without_an_expert_are_undefined_and_change_no_other() -> None:
     case = drawn("silu")
-    whole = expert_outputs(**call(case), spec=SPECS["silu"])  # type: ignore[arg-type]  # arrays by name
+    whole = expert_outputs(**call(case), spec=SPECS["silu"])
     ids, local = case.topk_ids.copy(), np.array([-1, 0, 1, -1, 2, -1], dtype=np.int32)
     ids[2, 1] = -1
     here = {"w13": case.w13[[1, 2, 4]], "w2": case.w2[[1, 2, 4]]}
 
-    y = expert_outputs(**{**call(case), **here}, spec=SPECS["silu"], expert_map=local)  # type: ignore[arg-type]  # arrays by name
-    masked = expert_outputs(**{**call(case), "topk_ids": ids}, spec=SPECS["silu"])  # type: ignore[arg-type]  # arrays by name
+    y = expert_outputs(**{**call(case), **here}, spec=SPECS["silu"], expert_map=local)
+    masked = expert_outputs(**{**call(case), "topk_ids": ids}, spec=SPECS["silu"])
 
     foreign = local[case.topk_ids] < 0
     assert np.isnan(y[foreign]).all()
@@ -88,9 +90,9 @@ def test_slots_without_an_expert_are_undefined_and_change_no_other() -> None:
 def test_rounding_at_every_stage_is_that_of_bf16_torch() -> None:
     case = drawn("silu", dtype="bf16", tokens=128)
     out = eager(case, "silu", "bf16")
-    reference = expert_outputs(**call(case), spec=SPECS["silu"], numerics=STORED)  # type: ignore[arg-type]  # arrays by name
+    reference = expert_outputs(**call(case), spec=SPECS["silu"], numerics=STORED)
     assert np.mean(out == reference) >= AGREEMENT
-    value, sigma = estimate(**call(case), spec=SPECS["silu"], numerics=STORED)  # type: ignore[arg-type]  # arrays by name
+    value, sigma = estimate(**call(case), spec=SPECS["silu"], numerics=STORED)
     z = (out.reshape(value.shape) - value) / sigma
     assert CALIBRATED_RMS[0] <= np.sqrt(np.mean(z**2)) <= CALIBRATED_RMS[1]
     assert np.abs(z).max() <= z_limit(z.size)
@@ -98,7 +100,7 @@ def test_rounding_at_every_stage_is_that_of_bf16_torch() -> None:
 
 def test_sigma_of_fp32_torch() -> None:
     case = drawn("silu", tokens=128)
-    value, sigma = estimate(**call(case), spec=SPECS["silu"])  # type: ignore[arg-type]  # arrays by name
+    value, sigma = estimate(**call(case), spec=SPECS["silu"])
     z = (eager(case, "silu", "fp32").reshape(value.shape) - value) / sigma
     assert BLOCKED_RMS[0] <= np.sqrt(np.mean(z**2)) <= BLOCKED_RMS[1]
     assert np.abs(z).max() <= z_limit(z.size)

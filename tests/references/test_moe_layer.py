@@ -174,7 +174,7 @@ def test_a_sum_factor_and_its_own_shared_experts_in_whole_numbers() -> None:
         shared_spec=ExpertSpec(activation="relu2"),
         sum_factor=0.5,
     )
-    arrays = {
+    arrays: dict[str, Any] = {
         "hidden_states": np.array([[3.0]], dtype=np.float32),
         "router_logits": one,
         "w13": one[None],
