@@ -42,6 +42,7 @@ KERNELS: tuple[Kernel, ...] = (
     weight_only.mxfp4,
     weight_only.nvfp4,
     quantised_mx.mxfp4_both,
+    quantised_int8.int4_int8,
 )
 TOKENS = (16, 64)
 FACTORS = (1.0001, 1.0002, 1.0005, 1.001, 1.002, 1.005, 1.01, 1.02, 1.05)

@@ -36,6 +36,7 @@ KERNELS = (
     weight_only.mxfp4,
     weight_only.nvfp4,
     quantised_mx.mxfp4_both,
+    quantised_int8.int4_int8,
 )
 Inputs = dict[str, Any]
 Bug = Callable[[Inputs], Inputs]
