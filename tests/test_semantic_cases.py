@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from moecheck.spec import ExpertSpec, MoESpec, RoutingSpec
 from moecheck.strategies import draw_cases
 from tests.checks.honest import honest_outputs, verdict_of
 
+# What needs no row of its own in docs/semantics.md, or has its own document.
+PLAIN_FIELDS = {"top_k", "routing", "experts", "quantization"}
 NAMED = [case for op in SEMANTICS for case in cases_for(op, profile="quick", seed=0, examples=0)]
 NAMED = [case for case in NAMED if case.name in {row[0] for row in SEMANTICS[case.op]}]
 
@@ -61,7 +64,7 @@ IGNORED: dict[str, MoESpec | RoutingSpec | ExpertSpec] = {
 def test_a_kernel_that_ignores_the_rule_fails(case: Case) -> None:
     other = IGNORED[case.name]
     field = "routing" if isinstance(other, RoutingSpec) else "experts"
-    wrong = replace(case, spec=replace(case.spec, **{field: other}))
+    wrong = replace(case, spec=replace(case.spec, **{field: other}))  # type: ignore[arg-type]  # of the field's type
     oracle = Oracle(load=lambda _: case.inputs())
 
     assert judged(case, honest_outputs(wrong, oracle), oracle) in FAILURES
@@ -157,3 +160,12 @@ def test_drawn_cases_reach_every_kind() -> None:
     assert {spec.experts for spec in layers} >= set(EXPERTS)
     assert any(spec.latent_experts and spec.sum_factor != 1.0 for spec in layers)
     assert any(spec.shared_spec is not None for spec in layers)
+
+
+def test_the_document_names_every_field_and_every_case() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "semantics.md").read_text(encoding="utf-8")
+    parts = {f.name for record in (RoutingSpec, ExpertSpec, MoESpec) for f in fields(record)}
+    names = {row[0] for rows in SEMANTICS.values() for row in rows}
+
+    assert sorted(name for name in parts - PLAIN_FIELDS if name not in text) == []
+    assert sorted(name for name in names - {"swigluoai-biases"} if name not in text) == []
