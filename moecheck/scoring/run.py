@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from moecheck.mutants import Mutant, all_mutants
+from moecheck.mutants.bugs import sources_of
 from moecheck.runner.pool import start_context
 
 from . import trials
@@ -88,8 +89,7 @@ def run_score(plan: Plan, *, command: str, git: str | None, advance: Advance | N
             _file(futures[future], result, found)
             if advance is not None:
                 advance(futures[future], done, total)
-    if plan.everything or plan.mutants:
-        _real_kernels(plan, found, advance)
+    _real_kernels(plan, found, advance)
     scores = [_scored(one, plan, found) for one in chosen] + found.others
     return Score(
         profile=plan.profile,
@@ -186,7 +186,7 @@ def _scored(one: Mutant, plan: Plan, found: _Found) -> MutantScore:
         id=one.id,
         kind=one.kind,
         words=one.words,
-        sources=one.sources,
+        sources=sources_of(one.id, one.sources),
         ops=ops,
         seeds=plan.seeds,
         caught=caught,
