@@ -154,7 +154,8 @@ def _headline(score: Score) -> Text:
     killed = sum(one.killed for one in tried)
     alarms = len(score.false_alarms)
     judged = sum(one.trials for one in score.alarms)
-    text = f"{killed} of {len(tried)} mutants killed ({_percent(score.overall)}; the bar is {_percent(BARS[score.profile])})"
+    bar = _percent(BARS[score.profile])
+    text = f"{killed} of {len(tried)} mutants killed ({_percent(score.overall)}; the bar is {bar})"
     if judged or alarms:
         text += f", {count(alarms, 'false alarm')} on {count(judged, 'correct kernel')}"
     text += f" · {count(score.seeds, 'seed')} · {duration(score.seconds)}"
