@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -218,13 +218,13 @@ def prepare() -> None:
             _sigma(item.case, item.variant)
 
 
-def _with(array: AnyArray, at: object, value: object) -> AnyArray:
+def _with(array: AnyArray, at: Any, value: Any) -> AnyArray:
     changed = array.copy()
     changed[at] = value
     return changed
 
 
-def _part(out: Float64, at: tuple[object, ...], more: Float64) -> Float64:
+def _part(out: Float64, at: Any, more: Float64) -> Float64:
     """The output with more or less added along a row or a column, by turns."""
     changed = out.copy()
     signs = _signs(out.shape)
