@@ -40,8 +40,9 @@ useless, because it accuses correct kernels too, so both numbers are published t
   nothing.
 * **What is just seen** is the smallest factor on all routing weights, the smallest error of one element, and the
   fewest of 65,536 elements that are off by four standard deviations, that 95 % of the seeds see.
-* **Unique kills** of a check are the mutants that no other check saw on any case of the first seed; each statistic
-  counts as a check of its own.
+* **Unique kills** of a check are the mutants that no other check saw on any named case of the first seed; each
+  statistic counts as a check of its own. The coverage matrix counts the same cases. The quick profile knows the first
+  failing case only.
 
     moecheck mutants                                    # the default profile: minutes
     moecheck mutants --profile nightly
