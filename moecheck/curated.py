@@ -24,7 +24,7 @@ PROFILES = tuple(DRAWN)
 # Cases of rarer semantics (moecheck.semantic_strategies), an op at a time.
 SEMANTIC: dict[str, dict[str, int]] = {
     "quick": {},
-    "default": {"topk_routing": 16, "act_and_mul": 6, "fused_experts": 1, "moe_layer": 4},
+    "default": {"topk_routing": 16, "act_and_mul": 6, "fused_experts": 1, "moe_layer": 2},
     "nightly": {"topk_routing": 200, "act_and_mul": 60, "fused_experts": 30, "moe_layer": 60},
 }
 # Ops whose cases hold experts' weights; a case of another op costs a fifth or a tenth, so more of them are drawn.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .curated_rows import Row
+from .curated_routing import Row
 from .spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec
 
 _HASH = RoutingSpec(

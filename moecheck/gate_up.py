@@ -9,14 +9,15 @@ from .spec import ExpertSpec
 
 Rows = npt.NDArray[np.intp]
 # Rows of gates ahead of as many rows of ups, where the two alternate.
-BLOCKS = {"interleaved": 1, "interleaved_8": 8}
+BLOCKS = {"interleaved": 1, "interleaved_8": 8, "interleaved_16": 16}
 
 
 def gate_up_rows(layout: str, width: int) -> tuple[Rows, Rows]:
     """Rows of the gates and of the ups of `width` intermediate units, [width] each. layout: a GateUpLayout.
 
     `halves`: gates, then ups. `up_first`: ups, then gates (TensorRT-LLM and FlashInfer call it w31). `interleaved`: g,
-    u, g, u (GPT-OSS). `interleaved_8`: eight gates, eight ups (Alpha-MoE); the last block is as short as is left over.
+    u, g, u (GPT-OSS). `interleaved_8`, `interleaved_16`: so many gates, as many ups (Alpha-MoE; FlashInfer's NVFP4
+    megakernel); the last block is as short as is left over.
     """
     unit = np.arange(width)
     if layout == "up_first":

@@ -123,9 +123,9 @@ def describe(
         )
     _check_layout(function.__name__, op, weight_layout)
     arguments, required = _argument_names(function, op)
-    if not quantizations and weight_layout is None and "w13_scale" in arguments:
+    if not quantizations and "w13_scale" in arguments:
         quantizations = tuple(SCHEMES.values())
-    _check_quantised(function.__name__, numerics, quantizations, weight_layout, arguments, required)
+    _check_quantised(function.__name__, numerics, quantizations, arguments, required)
     code = inspect.unwrap(function).__code__
     qualified = f"{function.__module__}:{function.__name__}"
     return Declaration(
@@ -162,7 +162,6 @@ def _check_quantised(
     name: str,
     numerics: Numerics | None,
     quantizations: tuple[Quantization, ...],
-    layout: WeightLayout | None,
     arguments: tuple[str, ...],
     required: tuple[str, ...],
 ) -> None:
@@ -172,8 +171,6 @@ def _check_quantised(
             raise UsageError(f"{name} declares the quantization {quantization!r}, which is no moecheck.Quantization.")
         if not {"w13_scale", "w2_scale"} <= set(arguments):
             raise UsageError(f"{name} declares {quantization.words()}, and takes no w13_scale and w2_scale.")
-    if quantizations and layout is not None:
-        raise UsageError(f"{name} declares a weight_layout and quantised weights; blocks have no other layouts here.")
     declared = numerics or Numerics()
     for scale, quantizer in (("a1_scale", declared.a1_quant), ("a2_scale", declared.a2_quant)):
         if quantizer is not None and quantizer.static and scale not in required:

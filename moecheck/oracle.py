@@ -25,6 +25,7 @@ from .null_ensemble import VARIANTS, Ensemble, normal_numbers
 from .numerics import FLOOR, STORES, Numerics
 from .ops import OPS
 from .quantized_inputs import dequantised
+from .quantizer import CARRIES
 from .spec import ExpertSpec, MoESpec, RoutingSpec
 
 REFERENCES = "moecheck.references"
@@ -233,7 +234,10 @@ class Oracle:
         """Bound on |out - true| of a value op's output that no rounding exceeds; None where none is known; not kept."""
         contract = (numerics or FLOOR).resolve(case.dtype)
         function = getattr(importlib.import_module(f"{REFERENCES}._hard_bound"), case.op, None)
-        quantised = case.spec.experts.quantization is not None  # its stores and saturation are not in the bound
+        quantisers = [q for q in (contract.a1_quant, contract.a2_quant) if q is not None]
+        saturates = any(q.static or q.scale in CARRIES or q.rounding != "nearest" for q in quantisers)
+        # What saturates, and stores of dequantised weights, are not in the bound.
+        quantised = saturates or case.spec.experts.quantization is not None
         if function is None or contract.accumulate != "fp32-rn" or quantised:
             return None
         bound: Float64 = call_reference(function, case, self.inputs(case), numerics=contract, dtype=case.dtype)

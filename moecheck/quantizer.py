@@ -7,7 +7,8 @@ from typing import Literal
 
 from .errors import SpecError
 
-ScaleFormat = Literal["float", "power_of_two"]
+ScaleFormat = Literal["float", "power_of_two", "floor", "half_up", "cutlass"]
+Rounding = Literal["nearest", "truncate"]
 Division = Literal["divide", "multiply"]
 
 
@@ -31,7 +32,10 @@ CODES = {
     "fp8_e4m3fnuz": Code(precision=4, min_exponent=-7, max_value=240.0),
     "fp8_e5m2": Code(precision=3, min_exponent=-14, max_value=57344.0),
     "int8": Code(precision=7, min_exponent=6, max_value=127.0),
+    "fp4_e2m1": Code(precision=2, min_exponent=0, max_value=6.0),
 }
+# E8M0 scales by amax alone: (significand of amax from which its exponent is the next one, up to which it is kept).
+CARRIES = {"floor": 1.0, "half_up": 1.5, "cutlass": 1.75}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +44,12 @@ class Quantizer:
 
     format: a name in CODES. group: elements along the row that share a scale, the last group being shorter where the
     row ends; 0 for the whole row (one scale per token). scale: `float`, fp32 as computed; `power_of_two`: rounded up to
-    the next power of two (UE8M0). division: `divide`, x / s; `multiply`, x times 1 / s rounded to fp32. eps: the least
-    amax. amax: `divide`, s = amax / max_value; `multiply`, amax times 1 / max_value rounded to fp32. static: s is not
-    computed but given, as a1_scale or a2_scale of the call; group, scale, eps and amax are then left at their defaults.
+    the next power of two (UE8M0); `floor`, `half_up`, `cutlass`: 2^(floor(log2 amax) - e_max), as OCP MX has it, the
+    significand of amax rounded up before from 1.5 or 1.75 on, 2^e_max being the format's largest power; the largest
+    values saturate. division: `divide`, x / s; `multiply`, x times 1 / s rounded to fp32. eps: the least amax. amax:
+    `divide`, s = amax / max_value; `multiply`, amax times 1 / max_value rounded to fp32. rounding: of x / s to a code,
+    to nearest-even or toward zero. static: s is not computed but given, as a1_scale or a2_scale of the call; group,
+    scale, eps and amax are then left at their defaults.
     """
 
     format: str = "fp8_e4m3fn"
@@ -51,6 +58,7 @@ class Quantizer:
     division: Division = "divide"
     eps: float = 1e-10
     amax: Division = "divide"
+    rounding: Rounding = "nearest"
     static: bool = False
 
     def __post_init__(self) -> None:
@@ -58,8 +66,10 @@ class Quantizer:
             raise SpecError(f"Quantizer.format={self.format!r} must be one of {', '.join(CODES)}.")
         if self.group < 0:
             raise SpecError(f"Quantizer.group={self.group} must be 0 (a whole row) or a number of elements.")
-        if self.scale not in ("float", "power_of_two"):
-            raise SpecError(f"Quantizer.scale={self.scale!r} must be float or power_of_two.")
+        if self.scale not in ("float", "power_of_two", *CARRIES):
+            raise SpecError(f"Quantizer.scale={self.scale!r} must be float, power_of_two, floor, half_up or cutlass.")
+        if self.rounding not in ("nearest", "truncate"):
+            raise SpecError(f"Quantizer.rounding={self.rounding!r} must be nearest or truncate.")
         if self.division not in ("divide", "multiply"):
             raise SpecError(f"Quantizer.division={self.division!r} must be divide or multiply.")
         if self.amax not in ("divide", "multiply"):
@@ -75,10 +85,11 @@ class Quantizer:
         """`fp8 e4m3 in groups of 128 with float scales`."""
         name = _WORDS[self.format]
         where = f"in groups of {self.group}" if self.group else "per token"
-        scale = "float scales" if self.scale == "float" else "scales rounded up to powers of two"
+        scale = _SCALE_WORDS[self.scale]
         what = f"{name} with the scale that is given" if self.static else f"{name} {where} with {scale}"
         times = ", multiplying by 1 / scale" if self.division == "multiply" else ""
-        return what + (" of amax times 1 / largest" if self.amax == "multiply" else "") + times
+        toward = ", rounded toward zero" if self.rounding == "truncate" else ""
+        return what + (" of amax times 1 / largest" if self.amax == "multiply" else "") + times + toward
 
 
 _WORDS = {
@@ -86,4 +97,12 @@ _WORDS = {
     "fp8_e4m3fnuz": "fp8 e4m3fnuz",
     "fp8_e5m2": "fp8 e5m2",
     "int8": "int8",
+    "fp4_e2m1": "fp4 e2m1",
+}
+_SCALE_WORDS = {
+    "float": "float scales",
+    "power_of_two": "scales rounded up to powers of two",
+    "floor": "E8M0 scales of amax rounded down",
+    "half_up": "E8M0 scales of amax rounded up from 1.5 on",
+    "cutlass": "E8M0 scales of amax rounded up from 1.75 on",
 }

@@ -19,7 +19,7 @@ EpsRule = Literal["none", "add", "clamp_min", "where_positive"]
 ScalingPlacement = Literal["topk_weights", "routed_output", "sum"]
 Selection = Literal["topk", "sparsemixer", "hash"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu2", "situ"]
-GateUpLayout = Literal["halves", "up_first", "interleaved", "interleaved_8"]
+GateUpLayout = Literal["halves", "up_first", "interleaved", "interleaved_8", "interleaved_16"]
 LimitPosition = Literal["before", "after"]
 SharedExperts = Literal["none", "ungated", "gated"]
 
@@ -136,8 +136,8 @@ class ExpertSpec:
     """What one expert computes from its token: W2 f(W1 x + b1) + b2.
 
     gated: w13 has 2I rows, gate g and up u, and f = act(g) * u; otherwise w13 has I rows and f = act(g).
-    gate_up_layout: `halves` is g rows first, then u rows; `up_first` the other way; `interleaved` alternates g, u, g,
-    u; `interleaved_8` alternates eight of each (moecheck.gate_up). It speaks of the arrays that come with the spec.
+    gate_up_layout: `halves` is g rows first, then u rows; `up_first` the other way; `interleaved` is g, u, g, u;
+    `interleaved_8` and `_16` alternate so many of each (moecheck.gate_up). It speaks of the arrays beside the spec.
     activation: silu(g) = g * sigmoid(alpha * g) with alpha = swiglu_alpha, gelu (erf), gelu_tanh, relu2 = max(g,
     0)^2, situ. The gated product uses u + swiglu_beta. swiglu_limit L with limit_position `before`: g <- min(g, L),
     u <- clip(u, -L, L) ahead of the activation; `after`: min(act(g), L) * clip(u, -L, L). situ: beta tanh(g / beta)

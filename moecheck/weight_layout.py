@@ -11,7 +11,7 @@ import numpy as np
 from .elements import ELEMENTS
 from .errors import Unsupported, UsageError, check_known
 from .formats import AnyArray
-from .gate_up import gate_up_rows
+from .gate_up import BLOCKS, gate_up_rows
 from .spec import ExpertSpec, GateUpLayout, MoESpec
 
 E8M0_OF_ONE = 127.0  # the code of the scale 1
@@ -169,7 +169,7 @@ class _Arranged(NamedTuple):
         if block > 1 and (self._width % block or here not in ("halves", "up_first")):
             raise Unsupported(f"gate and up share scales of {block} rows")
         self._check_entries(array, axis, 2 * (padded if back else plain))
-        if block > 1 and there == "interleaved_8":
+        if block > 1 and there in BLOCKS:
             there = "interleaved"
         ends = [(here, plain), (there, padded)]
         (source, length), (target, wanted) = reversed(ends) if back else ends

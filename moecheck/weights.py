@@ -74,8 +74,8 @@ class ExpertWeights:
     def __init__(self, case: Case) -> None:
         if case.stratum == "integer" and not _integer_premises(case):
             raise CaseError("stratum='integer' needs a gated silu or gelu without clamp and beta.")
-        if case.latent_size and case.stratum in ("one_hot", "cancelling"):
-            raise CaseError(f"stratum={case.stratum!r} says nothing of latent experts, which see mixed channels.")
+        if case.latent_size and case.stratum == "one_hot":
+            raise CaseError("stratum='one_hot' says nothing of latent experts, which see mixed channels.")
         self._case = case
         self._spec = case.spec.experts
         self.width = case.latent_size or case.hidden_size

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moecheck.formats import AnyArray, Float64
-from moecheck.quantizer import CODES, Quantizer
+from moecheck.quantizer import CARRIES, CODES, Quantizer, Rounding
 
 from ._stores import Estimate, flipped
+from .quantize_scales import e8m0_decode, e8m0_of_amax
 
 Float32 = npt.NDArray[np.float32]
 NEVER = 1e-9  # a chance too small to look at
@@ -60,20 +61,23 @@ def quantized(values: Float64, quantizer: Quantizer, given: float | None = None)
         scale = scale_of(np.take_along_axis(size, largest, axis=1), quantizer, given)
         s = np.repeat(scale, group, axis=1)[:, :width]
         quotient = x / s if quantizer.division == "divide" else x * (np.float32(1.0) / s)
-        q = coded(quotient.astype(np.float64), quantizer.format)
+        q = coded(quotient.astype(np.float64), quantizer.format, quantizer.rounding)
         return Quantized(q * s, q, scale, largest)
 
 
 def scale_of(amax: Float32, quantizer: Quantizer, given: float | None = None) -> Float32:
     """The scale max(amax, eps) / max_value in fp32; `power_of_two` rounds it up, by its bits: 2^ceil(log2 s) (UE8M0).
 
-    given: the scale of a static quantiser, which all groups have.
+    given: the scale of a static quantiser, which all groups have. The other powers of two are those of e8m0_of_amax.
     Source of the rounding up: DeepGEMM's ceil_to_ue8m0; a scale rounded down would saturate the largest element.
     """
     if quantizer.static:
         if given is None:
             raise ValueError("A static quantiser needs the scale that the call is given.")
         return np.full(amax.shape, given, np.float32)
+    if quantizer.scale in CARRIES:
+        floor = np.maximum(amax, np.float32(quantizer.eps)).astype(np.float64)
+        return np.asarray(e8m0_decode(e8m0_of_amax(floor, quantizer.format, quantizer.scale)), np.float32)  # type: ignore[arg-type]  # one of CARRIES
     limit = np.float32(CODES[quantizer.format].max_value)
     largest = np.maximum(amax, np.float32(quantizer.eps))
     scale = largest / limit if quantizer.amax == "divide" else largest * (np.float32(1.0) / limit)
@@ -83,8 +87,8 @@ def scale_of(amax: Float32, quantizer: Quantizer, given: float | None = None) ->
     return np.asarray(np.ldexp(np.ones_like(scale), exponent - (significand == 0.5)), np.float32)
 
 
-def coded(values: Float64, name: str) -> Float64:
-    """float64 values rounded to nearest-even to the numbers of a quantised format, saturated; NaN stays NaN.
+def coded(values: Float64, name: str, rounding: Rounding = "nearest") -> Float64:
+    """float64 values rounded (to nearest-even) to the numbers of a quantised format, saturated; NaN stays NaN.
 
     Source: OCP OFP8 1.0, section 5 (roundTiesToEven; saturating conversion).
     """
@@ -93,7 +97,7 @@ def coded(values: Float64, name: str) -> Float64:
     with np.errstate(invalid="ignore"):
         q: Float64 = np.clip(values, -2.0 * limit, 2.0 * limit)
         q /= step
-        np.rint(q, out=q)
+        (np.rint if rounding == "nearest" else np.trunc)(q, out=q)
         q *= step
         return np.clip(q, -limit, limit, out=q)
 
@@ -140,10 +144,10 @@ def requantized(estimate: Estimate, quantizer: Quantizer, given: float | None = 
         if not np.any(chances > NEVER):
             return moved._replace(value=about.value), step
         chance = _spread(chances, group, width)
-        # A scale is rounded up: above a boundary the other one is half as large, below it twice.
-        ratio = np.maximum(amax, quantizer.eps) / CODES[quantizer.format].max_value
+        # Above a boundary the other scale is half as large, below it twice.
+        ratio = np.maximum(amax, quantizer.eps) / _boundary(quantizer)
         other = _spread(about.scale * np.where(ratio > 2.0 ** np.rint(np.log2(ratio)), 0.5, 2.0), group, width)
-        apart = np.abs(coded(estimate.value / other, quantizer.format) * other - about.value)
+        apart = np.abs(coded(estimate.value / other, quantizer.format, quantizer.rounding) * other - about.value)
     assert moved.rare is not None
     assert moved.size is not None
     rare, size = moved.rare + chance * np.square(apart), moved.size + chance * apart
@@ -152,12 +156,17 @@ def requantized(estimate: Estimate, quantizer: Quantizer, given: float | None = 
 
 def _crossing(amax: Float64, sd: Float64, quantizer: Quantizer) -> Float64:
     """Chance that an error of standard deviation `sd` carries amax across a boundary of the power-of-two scales."""
-    boundary = CODES[quantizer.format].max_value
+    boundary = _boundary(quantizer)
     ratio = np.maximum(amax, quantizer.eps) / boundary
     nearest = 2.0 ** np.rint(np.log2(ratio))
     distance = np.abs(ratio - nearest) * boundary
     sigmas = distance / np.where(sd > 0.0, sd, 1.0)
     return np.where(sd > 0.0, np.exp(-0.5 * np.square(sigmas)), 0.0)
+
+
+def _boundary(quantizer: Quantizer) -> float:
+    """An amax at which a power-of-two scale changes; the others are this times powers of two."""
+    return CARRIES.get(quantizer.scale, CODES[quantizer.format].max_value)
 
 
 def _spread(each: AnyArray, group: int, width: int) -> Float64:

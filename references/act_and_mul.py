@@ -23,7 +23,7 @@ def act_and_mul(
     """The product h = act(g) (u + beta), or act(g) where the expert is not gated.
 
     x: [R, 2I] storage dtype, g = x[:, :I], u = x[:, I:] (`halves`), the other way round (`up_first`), g = x[:, ::2],
-    u = x[:, 1::2] (`interleaved`), or eight columns of each in turn (`interleaved_8`, the last block shorter);
+    u = x[:, 1::2] (`interleaved`), or 8 or 16 of each in turn (`interleaved_8`, `_16`, the last block shorter);
     [R, I], all of it g, when not gated. Returns [R, I] float64.
     Limit L `before`: g <- min(g, L), u <- clip(u, -L, L); `after`: min(act(g), L) clip(u, -L, L).
     situ_up_beta b: u <- b tanh(u / b), after a limit and before beta.
@@ -57,10 +57,14 @@ def split(x: Float64, spec: ExpertSpec) -> tuple[Float64, Float64 | None]:
         return x, None
     if spec.gate_up_layout == "interleaved":
         return x[:, ::2], x[:, 1::2]
-    if spec.gate_up_layout == "interleaved_8":
-        blocks = [x[:, start : start + 16] for start in range(0, x.shape[1], 16)]
-        halves = [np.split(block, 2, axis=1) for block in blocks] or [[x, x]]
-        return np.concatenate([g for g, _ in halves], axis=1), np.concatenate([u for _, u in halves], axis=1)
+    if spec.gate_up_layout in ("interleaved_8", "interleaved_16"):
+        step = 16 if spec.gate_up_layout == "interleaved_8" else 32
+        gates, ups = [x[:, :0]], [x[:, :0]]
+        for start in range(0, x.shape[1], step):
+            block = x[:, start : start + step]
+            gates.append(block[:, : block.shape[1] // 2])
+            ups.append(block[:, block.shape[1] // 2 :])
+        return np.concatenate(gates, axis=1), np.concatenate(ups, axis=1)
     half = x.shape[1] // 2
     first, second = x[:, :half], x[:, half:]
     return (second, first) if spec.gate_up_layout == "up_first" else (first, second)
@@ -130,7 +134,7 @@ class Factors(NamedTuple):
 
 
 def factors(x: Float64, spec: ExpertSpec) -> Factors:
-    """The factors a = act(g) and m, which is u + beta or what situ makes of u, and their derivatives, 0 where clamped.
+    """The factors a = act(g), m = u + beta or what situ makes of u, and their derivatives, 0 where clamped.
 
     x: [R, 2I] or [R, I] float64.
     """

@@ -50,9 +50,13 @@ def test_an_unknown_name_is_refused(changes: dict[str, Any], words: str) -> None
     [
         pytest.param({"format": "fp4"}, r"format='fp4' must be one of fp8_e4m3fn", id="format"),
         pytest.param({"group": -1}, r"group=-1 must be 0", id="group"),
-        pytest.param({"scale": "int"}, r"scale='int' must be float or power_of_two", id="scale"),
+        pytest.param({"scale": "int"}, r"must be float, power_of_two, floor, half_up or cutlass", id="scale"),
         pytest.param({"division": "shift"}, r"division='shift' must be divide or multiply", id="division"),
         pytest.param({"eps": 0.0}, r"eps=0.0 must be positive", id="eps"),
+        pytest.param({"amax": "shift"}, r"amax='shift' must be divide or multiply", id="amax"),
+        pytest.param({"rounding": "up"}, r"rounding='up' must be nearest or truncate", id="rounding"),
+        pytest.param({"static": True, "group": 128}, r"leave group, scale, eps and amax out", id="static"),
+        pytest.param({"static": 1}, r"static=1 must be true or false", id="static type"),
     ],
 )
 def test_an_impossible_quantiser_is_refused(changes: dict[str, Any], words: str) -> None:

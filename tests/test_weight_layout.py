@@ -20,7 +20,7 @@ from moecheck.references.fused_experts import fused_experts
 from moecheck.spec import SWIGLUOAI, ExpertSpec, MoESpec
 from moecheck.weight_layout import Sizes, WeightLayout, from_layout, to_layout
 
-ORDERS = ("halves", "up_first", "interleaved", "interleaved_8")
+ORDERS = ("halves", "up_first", "interleaved", "interleaved_8", "interleaved_16")
 PLAIN = MoESpec()
 BLOCKS, ZEROS, SWIZZLED = (
     MoESpec(experts=ExpertSpec(quantization=SCHEMES[name]))
@@ -64,6 +64,7 @@ def arrays(spec: ExpertSpec, dtype: str = "fp32") -> dict[str, AnyArray]:
         ("up_first", "u0 u1 u2 g0 g1 g2"),
         ("interleaved", "g0 u0 g1 u1 g2 u2"),
         ("interleaved_8", "g0 g1 g2 u0 u1 u2"),
+        ("interleaved_16", "g0 g1 g2 u0 u1 u2"),
     ],
 )
 def test_three_units(order: str, wanted: str) -> None:
@@ -198,7 +199,7 @@ def test_scales_of_rows_move_with_their_rows() -> None:
     assert (there[:, :, 40:] == 1.0).all()
 
 
-@pytest.mark.parametrize("order", ["interleaved", "interleaved_8"])
+@pytest.mark.parametrize("order", ["interleaved", "interleaved_8", "interleaved_16"])
 def test_scales_of_blocks_alternate_one_by_one(order: str) -> None:
     """Weights alternate by one or by eight rows, and the scales of 128 rows each by one."""
     scale = np.arange(6 * 2, dtype=np.float32).reshape(1, 6, 2)

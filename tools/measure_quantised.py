@@ -25,7 +25,7 @@ from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES
 from moecheck.checks.judge import Limits, judge
 from moecheck.formats import AnyArray
-from moecheck.kernels.torch import quantised_fp8, quantised_int8, weight_only
+from moecheck.kernels.torch import quantised_fp8, quantised_int8, quantised_mx, weight_only
 from moecheck.oracle import Oracle
 from moecheck.quantization import Quantization
 from moecheck.runner.arrays import to_native, to_numpy
@@ -41,6 +41,8 @@ KERNELS: tuple[Kernel, ...] = (
     weight_only.int4_groups,
     weight_only.mxfp4,
     weight_only.nvfp4,
+    quantised_mx.mxfp4_both,
+    quantised_int8.int4_int8,
 )
 TOKENS = (16, 64)
 FACTORS = (1.0001, 1.0002, 1.0005, 1.001, 1.002, 1.005, 1.01, 1.02, 1.05)

@@ -1,7 +1,7 @@
 """Puts the tables of an audit into docs/peers.md, between its markers.
 
-moecheck audit --all --out reports/audit/audit.json
-python tools/write_peers.py reports/audit/audit.json
+moecheck audit --all --out audit.json
+python tools/write_peers.py audit.json
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ def activated(x: jax.Array, spec: moecheck.ExpertSpec) -> jax.Array:
     """act_and_mul of float32 values, not rounded. x: [rows, 2I] or [rows, I]. Returns [rows, I] float32."""
     if not spec.gated:
         return _limited(x, spec)
-    if spec.gate_up_layout == "interleaved_8":
-        raise moecheck.Unsupported("implements no blocks of eight gates and eight ups")
+    if spec.gate_up_layout in ("interleaved_8", "interleaved_16"):
+        raise moecheck.Unsupported("implements no blocks of gates and ups")
     if spec.gate_up_layout == "interleaved":
         gate, up = x[:, ::2], x[:, 1::2]
     else:

@@ -35,10 +35,11 @@ def act_and_mul(*, x: torch.Tensor, spec: moecheck.ExpertSpec) -> torch.Tensor:
 def _split(values: torch.Tensor, spec: moecheck.ExpertSpec) -> tuple[torch.Tensor, torch.Tensor]:
     if spec.gate_up_layout == "interleaved":
         return values[..., ::2], values[..., 1::2]
-    if spec.gate_up_layout == "interleaved_8":
-        if values.shape[-1] % 16:
-            raise moecheck.Unsupported("blocks of eight gates and eight ups need a multiple of 16 columns")
-        gate, up = values.unflatten(-1, (-1, 2, 8)).unbind(-2)
+    if spec.gate_up_layout in ("interleaved_8", "interleaved_16"):
+        block = 8 if spec.gate_up_layout == "interleaved_8" else 16
+        if values.shape[-1] % (2 * block):
+            raise moecheck.Unsupported(f"blocks of {block} gates and ups need a multiple of {2 * block} columns")
+        gate, up = values.reshape(*values.shape[:-1], values.shape[-1] // (2 * block), 2, block).unbind(-2)
         return gate.flatten(-2), up.flatten(-2)
     first, second = values.chunk(2, dim=-1)
     return (second, first) if spec.gate_up_layout == "up_first" else (first, second)

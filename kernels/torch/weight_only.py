@@ -51,18 +51,13 @@ def int4_groups(
     """
     group = _quantization(spec).columns
 
-    def matrix(w: torch.Tensor, scale: torch.Tensor, zeros: torch.Tensor | None) -> torch.Tensor:
-        codes = _nibbles(w)
-        zero = 8.0 if zeros is None else _spread(zeros, group, codes.shape[1]).float()
-        return (codes.float() - zero) * _spread(scale, group, codes.shape[1]).float()
-
     return _weight_only(
         hidden_states,
         topk_weights,
         local_ids(topk_ids, expert_map),
         spec,
-        w13=lambda e: matrix(w13[e], w13_scale[e], None if w13_zeros is None else w13_zeros[e]),
-        w2=lambda e: matrix(w2[e], w2_scale[e], None if w2_zeros is None else w2_zeros[e]),
+        w13=lambda e: int4_matrix(w13[e], w13_scale[e], None if w13_zeros is None else w13_zeros[e], group),
+        w2=lambda e: int4_matrix(w2[e], w2_scale[e], None if w2_zeros is None else w2_zeros[e], group),
         w13_bias=w13_bias,
         w2_bias=w2_bias,
     )
@@ -92,19 +87,13 @@ def mxfp4(
     spec: moecheck.ExpertSpec,
 ) -> torch.Tensor:
     """Weights e2m1 times powers of two, [L, N, groups] uint8, in groups of 32: exact in bf16. Arguments as above."""
-
-    def matrix(w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        codes = _nibbles(w)
-        power = torch.ldexp(torch.ones_like(scale, dtype=torch.float32), scale.int() - 127)
-        return _e2m1(codes) * _spread(power, 32, codes.shape[1])
-
     return _weight_only(
         hidden_states,
         topk_weights,
         local_ids(topk_ids, expert_map),
         spec,
-        w13=lambda e: matrix(w13[e], w13_scale[e]),
-        w2=lambda e: matrix(w2[e], w2_scale[e]),
+        w13=lambda e: e2m1_times_powers(w13[e], w13_scale[e]),
+        w2=lambda e: e2m1_times_powers(w2[e], w2_scale[e]),
         w13_bias=w13_bias,
         w2_bias=w2_bias,
     )
@@ -156,6 +145,20 @@ def nvfp4(
         w13_bias=w13_bias,
         w2_bias=w2_bias,
     )
+
+
+def int4_matrix(w: torch.Tensor, scale: torch.Tensor, zeros: torch.Tensor | None, group: int) -> torch.Tensor:
+    """(q - z) s, [N, K] float32, of codes [N, K / 2] uint8; group: columns that share s and z, 0 for all."""
+    codes = _nibbles(w)
+    zero = 8.0 if zeros is None else _spread(zeros, group, codes.shape[1]).float()
+    return (codes.float() - zero) * _spread(scale, group, codes.shape[1]).float()
+
+
+def e2m1_times_powers(w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """[N, K] float32 of mxfp4 codes [N, K / 2] and E8M0 codes [N, ceil(K / 32)], both uint8."""
+    codes = _nibbles(w)
+    power = torch.ldexp(torch.ones_like(scale, dtype=torch.float32), scale.int() - 127)
+    return _e2m1(codes) * _spread(power, 32, codes.shape[1])
 
 
 def _weight_only(

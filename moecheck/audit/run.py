@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 
+from pebble import ProcessPool
 from threadpoolctl import threadpool_limits
 
 from moecheck.cases import Case
@@ -148,14 +149,19 @@ def _workers(jobs: int) -> Iterator[Callable[[list[Task]], Iterator[tuple[int, T
     if jobs <= 1:
         yield lambda tasks: ((i, _one(task)) for i, task in enumerate(tasks))
         return
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPool(max_workers=jobs, context=get_context("spawn"))
 
-        def run(tasks: list[Task]) -> Iterator[tuple[int, Trial]]:
-            numbers = {pool.submit(_one, task): i for i, task in enumerate(tasks)}
-            for future in as_completed(numbers):
-                yield numbers[future], future.result()
+    def run(tasks: list[Task]) -> Iterator[tuple[int, Trial]]:
+        numbers: dict[Future[Trial], int] = {pool.schedule(_one, args=(task,)): i for i, task in enumerate(tasks)}
+        for future in as_completed(numbers):
+            yield numbers[future], future.result()
 
+    try:
         yield run
+        pool.close()  # type: ignore[no-untyped-call]  # pebble leaves it untyped
+    finally:
+        pool.stop()  # type: ignore[no-untyped-call]  # as above
+        pool.join()
 
 
 def _one(task: Task) -> Trial:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -20,17 +21,21 @@ SHOWN_NAMES = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """A table: its columns, those with numbers, and rows of texts."""
+    """A table. left: how many columns, from the left, are words. fixed: whether the first one is never broken."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    left: int = 1  # columns that are words
+    left: int = 1
+    fixed: bool = False
 
     def rich(self) -> Table:
         """For a terminal."""
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for i, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if i < self.left else "right", overflow="fold")
+            words = i < self.left
+            table.add_column(
+                column, justify="left" if words else "right", overflow="fold", no_wrap=i == 0 and self.fixed
+            )
         for row in self.rows:
             table.add_row(*map(Text, row))
         return table
@@ -117,9 +122,9 @@ def records_grid(records: Sequence[AuditRecord]) -> Grid:
             _of(record.refused, record.honest),
             _of(record.accepts("zeros"), len(record.settings)),
             _dropped(record),
-            _share(len(record.passing), len(record.mutants)),
-            _share(len(record.unseen), len(record.mutants)),
-            _share(len(record.own_unseen), len(record.own)),
+            _of(len(record.passing), len(record.mutants)),
+            _of(len(record.unseen), len(record.mutants)),
+            _of(len(record.own_unseen), len(record.own)),
         )
         for record in records
     ]
@@ -129,12 +134,12 @@ def records_grid(records: Sequence[AuditRecord]) -> Grid:
         "in sigma",
         "right ones refused",
         "zeros pass",
-        "expert dropped",
+        "dropped expert",
         "bugs pass",
-        "moecheck, same inputs",
-        "moecheck, own inputs",
+        "pass moecheck",
+        "own inputs",
     )
-    return Grid(columns=columns, rows=tuple(rows), left=2)
+    return Grid(columns=columns, rows=tuple(rows), left=2, fixed=True)
 
 
 def ranking_grid(rows: Sequence[Ranked], *, hindsight: str, most: int = 4) -> Grid:
@@ -163,8 +168,8 @@ def sigma_text(sigmas: Sigmas | None) -> str:
     if sigmas is None:
         return "–"
     if sigmas.low == sigmas.high:
-        return f"{sigmas.median:.2g}"
-    return f"{sigmas.median:.2g} ({sigmas.low:.2g} .. {sigmas.high:.2g})"
+        return _short(sigmas.median)
+    return f"{_short(sigmas.median)} ({_short(sigmas.low)} .. {_short(sigmas.high)})"
 
 
 def _sigma_range(record: AuditRecord) -> str:
@@ -173,7 +178,12 @@ def _sigma_range(record: AuditRecord) -> str:
     if not medians:
         return "–"
     low, high = min(medians), max(medians)
-    return f"{low:.2g}" if low == high else f"{low:.2g} .. {high:.2g}"
+    return _short(low) if _short(low) == _short(high) else f"{_short(low)} .. {_short(high)}"
+
+
+def _short(value: float) -> str:
+    """Two digits; a large number as it is written."""
+    return f"{value:.2g}" if not 100 <= value < 100_000 else f"{round(value, 1 - int(np.log10(value))):.0f}"
 
 
 def _dropped(record: AuditRecord) -> str:
@@ -189,7 +199,7 @@ def _nan(accepted: dict[str, bool]) -> str:
 
 
 def _of(part: int, total: int) -> str:
-    return f"{part} of {total}"
+    return f"{part}/{total}" if total else "–"
 
 
 def _share(part: int, total: int) -> str:

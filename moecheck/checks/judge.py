@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moecheck import metrics
 from moecheck.accumulators import ACCUMULATORS
 from moecheck.bounds import NEAR_BIAS, SMOOTH_BIAS, truncation_bias
 from moecheck.cases import Case
 from moecheck.checks.contract import judge_contract, output_sizes
-from moecheck.checks.finding import Judgement, Verdict
+from moecheck.checks.finding import FAILURES, Judgement, Verdict
 from moecheck.checks.layer import layer_values
 from moecheck.checks.routing import judge_routing
 from moecheck.checks.statistics import judge_near_slope, judge_statistics, reproduces
@@ -109,10 +110,22 @@ def _values(
     if judgement.verdict is Verdict.FAIL:
         judgement = _proven(judgement, case, decoded, values, oracle, numerics)
     if judgement.verdict is Verdict.PASS and is_vacuous(values, tol=limits.tol, exact=exact):
-        judgement = _vacuous(f"an all-zeros output passes at tol={limits.tol:g}")
+        seen = requantised and _zeros_are_seen(case, values, oracle, limits, numerics, declared=declared)
+        judgement = judgement if seen else _vacuous(f"an all-zeros output passes at tol={limits.tol:g}")
     statistics = None if exact else _statistics(case, decoded, values, oracle, numerics, declared=declared)
     more = [found for found in (statistics, near, extra) if found is not None]
     return Judged(judgements=(judgement, *more), out=out, values=values)
+
+
+def _zeros_are_seen(
+    case: Case, values: Values, oracle: Oracle, limits: Limits, numerics: Numerics | None, *, declared: bool
+) -> bool:
+    """Whether all zeros fail by their statistics although each is within what quantising to few bits explains."""
+    zeros, judged = np.zeros_like(values.true), np.isfinite(values.true)
+    if not (judged & metrics.mismatches(zeros, values.true, limits.tol)).any():
+        return False
+    found = _statistics(case, zeros, values, oracle, numerics, declared=declared)
+    return found is not None and found.verdict in FAILURES
 
 
 def _proven(

@@ -166,7 +166,7 @@ def _recipe(options: dict[str, Any]) -> Recipe | None:
 
 def _list() -> Grid:
     rows = [(preset.name, preset.criterion.words(), preset.source) for preset in PRESETS.values()]
-    return Grid(columns=("preset", "accepts", "source"), rows=tuple(rows), left=3)
+    return Grid(columns=("preset", "accepts", "source"), rows=tuple(rows), left=3, fixed=True)
 
 
 def _view(records: list[AuditRecord], ranks: list[Ranked]) -> RenderableType:

@@ -27,7 +27,7 @@ from moecheck.runner.pool import default_memory
 @click.command("list")
 @click.argument("what", default="kernels")
 def list_all(what: str) -> int:
-    """List kernels (default), ops, models, or cases."""
+    """List kernels (default), ops, models, cases, or mutants."""
     check_known("list", what, _VIEWS)
     click.echo(render(_VIEWS[what](), width=width(), color=color()), nl=False)
     return 0
@@ -58,6 +58,21 @@ def _contract(declaration: Declaration) -> str:
         return ""
     low = below_floor(declaration.numerics, dtypes=declaration.dtypes)
     return f"low: {' '.join(low)}" if low else "declared"
+
+
+def _mutants() -> RenderableType:
+    from moecheck.mutants import all_mutants
+    from moecheck.scoring.checker import checker_mutants
+    from moecheck.scoring.sources import SOURCE_MUTANTS
+
+    table = _table("mutant", "class", "ops", "what is wrong")
+    for one in sorted(all_mutants(), key=lambda one: (one.kind, one.id)):
+        table.add_row(one.id, one.kind, " ".join(sorted(one.ops)), one.words)
+    for source in SOURCE_MUTANTS:
+        table.add_row(source.name, "real kernels", source.op, source.words)
+    for checker in checker_mutants():
+        table.add_row(checker.name, "the checker", "", checker.words)
+    return table
 
 
 def _ops() -> RenderableType:
@@ -122,4 +137,5 @@ _VIEWS: dict[str, Callable[[], RenderableType]] = {
     "ops": _ops,
     "models": _models,
     "cases": _cases,
+    "mutants": _mutants,
 }

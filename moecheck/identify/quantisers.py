@@ -10,21 +10,25 @@ from moecheck.quantizer import CODES, Quantizer, ScaleFormat
 
 FORMATS = ("fp8_e4m3fn", "fp8_e5m2", "int8")  # tried first; others are neighbours of these
 GROUPS = (0, 128, 64)
-COMMONEST = (128, 0, 64)
+COMMONEST = (128, 0, 64, 32)
+MICRO = ("fp4_e2m1", "fp8_e4m3fn")
+EXPONENTS: tuple[ScaleFormat, ...] = ("power_of_two", "floor", "cutlass", "half_up")
 SCALES: tuple[ScaleFormat, ...] = ("float", "power_of_two")
 # What decides the bits that a quantiser is given; a wrong store behind it leaves most of the output's bits as they are.
 BEFORE = ("gate_up", "act", "act_times_up")
 
 
-def requantising(*, static: bool = False) -> list[Numerics]:
+def requantising(*, static: bool = False, microscaling: bool = False) -> list[Numerics]:
     """Contracts with a quantiser between the GEMMs, or the same one before both, over all stores before it.
 
-    static: whether the scales of static quantisers are given.
+    static: whether the scales of static quantisers are given. microscaling: whether groups of 32 are tried, too.
     """
     quantisers = [
         Quantizer(format=name, group=group, scale=scale) for name, group, scale in product(FORMATS, GROUPS, SCALES)
     ]
     quantisers += [Quantizer(format=name, static=True) for name in FORMATS] if static else []
+    if microscaling:
+        quantisers += [Quantizer(format=name, group=32, scale=scale) for name, scale in product(MICRO, EXPONENTS)]
     found = []
     for formats in product(("fp32", INPUT), repeat=len(BEFORE)):
         stores = Numerics(**dict(zip(BEFORE, formats, strict=True)))  # type: ignore[arg-type]  # names of stores
@@ -69,6 +73,8 @@ def _neighbours(quantizer: Quantizer) -> list[Quantizer]:
     if quantizer.static:
         return [*found, *divisions]
     found += [replace(quantizer, group=group) for group in GROUPS]
-    found += [replace(quantizer, scale="float"), replace(quantizer, scale="power_of_two")]
+    scales = (*SCALES, *EXPONENTS[1:]) if quantizer.group == 32 else SCALES
+    found += [replace(quantizer, scale=scale) for scale in scales]
+    found += [replace(quantizer, rounding="truncate"), replace(quantizer, rounding="nearest")]
     found += [replace(quantizer, amax="divide"), replace(quantizer, amax="multiply")]
     return [*found, *divisions]

@@ -93,7 +93,10 @@ class Search:
         then told apart by all cases; where these do not tell, the commoner one is taken.
         """
         quantization = self._pool.cases[0].spec.experts.quantization
-        starts = requantising(static=quantization is not None and quantization.static_activations)
+        starts = requantising(
+            static=quantization is not None and quantization.static_activations,
+            microscaling=quantization is not None and quantization.scale == "e8m0",
+        )
         self.tried |= dict.fromkeys(starts)
         first, outputs = self._scores[0], self._pool.outputs[0]
         best = self._climb([max(starts, key=lambda c: first.merit(outputs.number(c)))])

@@ -95,7 +95,9 @@ def with_routing(call: Call, **fields: object) -> Call:
 
 
 def with_experts(call: Call, **fields: object) -> Call:
-    """The call with other fields in its ExpertSpec."""
+    """The call with other fields in its ExpertSpec; a parameter of one activation is dropped with it."""
+    if fields.get("activation", "situ") != "situ":
+        fields = {"situ_up_beta": None, **fields}
     spec = call.case.spec
     experts = replace(spec.experts, **fields)  # type: ignore[arg-type]  # names and types are those of the spec
     return replace(call, case=replace(call.case, spec=replace(spec, experts=experts)))

@@ -124,7 +124,7 @@ def _exponent_less_one(scales: AnyArray) -> AnyArray:
 
 def _significand_dropped(scales: AnyArray) -> AnyArray:
     values = scales.astype(np.float64)
-    return np.exp2(np.floor(np.log2(np.maximum(np.abs(values), 1e-300)))).astype(scales.dtype)
+    return np.asarray(np.exp2(np.floor(np.log2(np.maximum(np.abs(values), 1e-300)))), scales.dtype)
 
 
 def _nibbles_swapped(codes: AnyArray) -> AnyArray:
@@ -134,7 +134,7 @@ def _nibbles_swapped(codes: AnyArray) -> AnyArray:
 def _as_fnuz(codes: AnyArray) -> AnyArray:
     """The bits of e4m3fn read as e4m3fnuz, whose bias is one more: half of each number."""
     read = codes.view(np.uint8).view(ml_dtypes.float8_e4m3fnuz).astype(np.float64)
-    return np.nan_to_num(read).astype(codes.dtype)
+    return np.asarray(np.nan_to_num(read).astype(codes.dtype))
 
 
 _of_arrays(

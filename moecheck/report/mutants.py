@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moecheck.errors import UsageError
@@ -120,7 +120,7 @@ def markdown(score: Score) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> list[str]:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> list[str]:
     """A Markdown table, and an empty line."""
     if not rows:
         return []

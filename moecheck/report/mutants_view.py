@@ -154,7 +154,8 @@ def _headline(score: Score) -> Text:
     killed = sum(one.killed for one in tried)
     alarms = len(score.false_alarms)
     judged = sum(one.trials for one in score.alarms)
-    text = f"{killed} of {len(tried)} mutants killed ({_percent(score.overall)}; the bar is {BARS[score.profile]:.0%})"
+    bar = _percent(BARS[score.profile])
+    text = f"{killed} of {len(tried)} mutants killed ({_percent(score.overall)}; the bar is {bar})"
     if judged or alarms:
         text += f", {count(alarms, 'false alarm')} on {count(judged, 'correct kernel')}"
     text += f" · {count(score.seeds, 'seed')} · {duration(score.seconds)}"
@@ -191,7 +192,7 @@ def _short(name: str) -> str:
 
 def _percent(share: float) -> str:
     """`100 %`, `99.6 %`: never rounded up to 100."""
-    return "100 %" if share == 1.0 else f"{min(100 * share, 99.9):.1f} %"
+    return "100 %" if share == 1.0 else f"{min(100 * share, 99.9):.1f} %".replace(".0 %", " %")
 
 
 def _table(*names: str) -> Table:

@@ -84,6 +84,8 @@ def overwritten(buffer: Any, native: Any) -> Any:
     writable = isinstance(buffer, np.ndarray) or (torch is not None and isinstance(buffer, torch.Tensor))
     if not writable or buffer is native or buffer.shape != native.shape or buffer.dtype != native.dtype:
         return native
+    if not isinstance(buffer, np.ndarray) and buffer.data_ptr() == native.data_ptr():  # the same memory already
+        return buffer
     buffer[...] = native
     return buffer
 

@@ -164,6 +164,8 @@ def _run(target: Target, calls: Callable[[], Sequence[Call]]) -> list[Outcome]:
     outcomes: list[Outcome] = []
     buffers: dict[str, Any] = {}
     for call in calls():
+        if not call.in_place:  # else the arrays of the call before stay in memory
+            buffers.clear()
         outcomes.append(_attempt(function, declaration, call, target, buffers))
         if outcomes[-1].problem is not None:
             break

@@ -44,7 +44,7 @@ def combination_of(case: Case, numerics: Numerics | None) -> Combination:
 
 def routing_words(spec: RoutingSpec) -> str:
     """`sigmoid + bias, groups, renormalised`."""
-    name = spec.scoring
+    name: str = spec.scoring
     if spec.selection != "topk":
         name = spec.selection
     elif spec.softmax_over_selected:
@@ -61,7 +61,7 @@ def routing_words(spec: RoutingSpec) -> str:
 
 def activation_words(spec: ExpertSpec) -> str:
     """`silu`, `silu, clamped`, `relu2, ungated, biases`."""
-    parts = [spec.activation]
+    parts: list[str] = [spec.activation]
     parts += ["ungated"] if not spec.gated else []
     parts += ["clamped"] if spec.swiglu_limit is not None else []
     parts += ["biases"] if spec.w13_bias or spec.w2_bias else []

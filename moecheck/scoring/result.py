@@ -53,8 +53,9 @@ class MutantScore:
 
     @property
     def as_expected(self) -> bool:
-        """Whether one of the checks that should see it did; true where the checks were not recorded."""
-        return not self.checks or any(wanted in check for wanted in self.expected for check in self.checks)
+        """Whether one of the checks that should see it did; true where not all checks are known."""
+        known = self.checks and self.expected
+        return not known or any(wanted in check for wanted in self.expected for check in self.checks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

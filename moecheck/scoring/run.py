@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from moecheck.mutants import Mutant, all_mutants
+from moecheck.mutants.bugs import sources_of
 from moecheck.runner.pool import start_context
 
 from . import trials
@@ -24,13 +25,17 @@ from .variants import CLASSES
 
 PARTS = {"fused_experts": 4, "moe_layer": 6, "topk_routing": 2}  # tasks that share an op's cases, where all are tried
 CHUNK = 20  # correct kernels a task
+# Profile whose cases are all tried in the first seed: the named ones are enough to tell who sees what, and where.
+ALL_CASES = {"quick": "quick", "default": "quick", "nightly": "default"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What to run. mutants, ops: only these, all where empty. seeds: of each mutant. legal: correct kernels a class.
 
-    limit_seeds: of the limits, 0 for none. everything: also real kernels and mutants of the checker.
+    limit_seeds: of the limits, 0 for none. everything: also correct kernels and the checker. all_cases: whether
+    the first seed is tried on every case, which tells all checks that see a mutant, and where it dies; without it
+    these are known of the first case that it dies on.
     """
 
     profile: str
@@ -42,10 +47,11 @@ class Plan:
     ops: tuple[str, ...] = ()
     jobs: int = 2
     everything: bool = True
+    all_cases: bool = True
 
 
-PROFILES = {
-    "quick": {"seeds": 3, "legal": 40, "limit_seeds": 0, "kernel_seeds": 1},
+PROFILES: dict[str, dict[str, Any]] = {
+    "quick": {"seeds": 3, "legal": 40, "limit_seeds": 0, "kernel_seeds": 1, "all_cases": False},
     "default": {"seeds": 20, "legal": 320, "limit_seeds": 20, "kernel_seeds": 1},
     "nightly": {"seeds": 20, "legal": 1000, "limit_seeds": 20, "kernel_seeds": 20},
 }
@@ -88,8 +94,7 @@ def run_score(plan: Plan, *, command: str, git: str | None, advance: Advance | N
             _file(futures[future], result, found)
             if advance is not None:
                 advance(futures[future], done, total)
-    if plan.everything or plan.mutants:
-        _real_kernels(plan, found, advance)
+    _real_kernels(plan, found, advance)
     scores = [_scored(one, plan, found) for one in chosen] + found.others
     return Score(
         profile=plan.profile,
@@ -119,9 +124,9 @@ def _tasks(plan: Plan, chosen: tuple[Mutant, ...]) -> Iterable[tuple[str, tuple[
     for op in ops:
         ids = tuple(one.id for one in chosen if op in one.ops)
         parts = PARTS.get(op, 1)
-        if ids:
+        if ids and plan.all_cases:
             for part in range(parts):
-                yield "checks", (trials.kills, op, plan.profile, 0, ids, part, parts, "declared")
+                yield "checks", (trials.kills, op, ALL_CASES[plan.profile], 0, ids, part, parts, "declared")
     for op in ops:
         ids = tuple(one.id for one in chosen if op in one.ops)
         if ids:
@@ -178,7 +183,7 @@ def _real_kernels(plan: Plan, found: _Found, advance: Advance | None) -> None:
 
 def _scored(one: Mutant, plan: Plan, found: _Found) -> MutantScore:
     own = [kill for kill in found.kills if kill.mutant == one.id]
-    everywhere = [kill for kill in found.all_cases if kill.mutant == one.id]
+    everywhere = [kill for kill in found.all_cases or found.kills if kill.mutant == one.id]
     ops = tuple(op for op in ops_with_mutants() if op in one.ops and (not plan.ops or op in plan.ops))
     caught = {op: sum(kill.caught for kill in own if kill.op == op) for op in ops}
     never = tuple(op for op in ops if not any(kill.cases for kill in own if kill.op == op))
@@ -186,13 +191,13 @@ def _scored(one: Mutant, plan: Plan, found: _Found) -> MutantScore:
         id=one.id,
         kind=one.kind,
         words=one.words,
-        sources=one.sources,
+        sources=sources_of(one.id, one.sources),
         ops=ops,
         seeds=plan.seeds,
         caught=caught,
         never=never,
         checks=tuple(sorted({check for kill in everywhere for check in kill.checks})),
-        expected=one.expected,
+        expected=one.expected if plan.all_cases else (),
         seen_on=next((kill.seen_on for kill in own if kill.seen_on), ""),
         equivalent=one.equivalent,
         differed=any(kill.differed or kill.caught for kill in [*own, *everywhere]) if one.equivalent else False,
@@ -241,14 +246,14 @@ def _limits(name: str, seen: list[Seen]) -> Limits:
 
 def _matrix(plan: Plan, chosen: tuple[Mutant, ...], found: _Found) -> tuple[Cell, ...]:
     died: dict[str, frozenset[Combination]] = {}
-    for kill in found.all_cases:
+    for kill in found.all_cases or found.kills:
         died[kill.mutant] = died.get(kill.mutant, frozenset()) | kill.died_on
     cases = [
         (case, group.variant.contract)
         for op in ops_with_mutants()
         if not plan.ops or op in plan.ops
         for group in planted(op, 0, chosen)
-        for case in corpus(op, plan.profile, 0)
+        for case in corpus(op, ALL_CASES[plan.profile], 0)
     ]
     return coverage(cases, died.items())
 

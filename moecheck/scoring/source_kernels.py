@@ -19,6 +19,7 @@ from moecheck.curated import cases_for
 from moecheck.kernel import Declaration
 from moecheck.oracle import Oracle
 from moecheck.relations.relation import relations
+from moecheck.runner.judges import Here
 from moecheck.runner.plan import Plan, lacking
 from moecheck.runner.pool import KernelPool, WorkerDied, WorkerTimeout, default_memory, start_context
 from moecheck.runner.relate import Relating, cases_to_relate
@@ -210,7 +211,7 @@ def _related(pool: KernelPool, plan: Plan, passed: dict[Case, Outcome], oracle: 
     def call(case: Case, name: str, count: int) -> list[Outcome]:
         return _outcomes(pool, run_relation, plan.target, case, name, timeout=TIMEOUT * count)
 
-    relating = Relating(plan=plan, oracle=oracle, call=call, full=few)
+    relating = Relating(plan=plan, judging=Here(oracle), call=call, full=few)
     for case in passed:
         names = tuple(name for name in relations() if name in relating.names(case))
         for judgement in relating.judge(case, names, passed[case].outputs, plan.declaration.numerics):

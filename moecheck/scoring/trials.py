@@ -5,7 +5,7 @@ Everything goes in and out by name, since a mutant's change is a function that n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -194,13 +194,12 @@ def limits(name: str, seed: int) -> Seen:
                 out = store(output_of(factored, variant).astype(np.float64), case.dtype)
                 if judged(case, (out,), oracle, variant).failed:
                     found.add(bits)
-        return Seen(name=name, seed=seed, factors=frozenset(found), **_elements(name, seed, variant))
+        sigmas, counts = _elements(name, seed, variant)
+        return Seen(name=name, seed=seed, factors=frozenset(found), sigmas=sigmas, counts=counts)
 
 
-def _elements(name: str, seed: int, variant: Variant) -> dict[str, frozenset[int] | frozenset[float]]:
+def _elements(name: str, seed: int, variant: Variant) -> tuple[frozenset[float], frozenset[int]]:
     """Which single errors, and which numbers of small ones, are seen among 65,536 elements."""
-    from dataclasses import replace
-
     case, oracle = replace(WIDE, dtype=CLASSES[name], seed=seed), Oracle()
     values = oracle.values(case, variant.contract)
     (honest,) = honest_outputs(case, oracle, variant)
@@ -213,7 +212,5 @@ def _elements(name: str, seed: int, variant: Variant) -> dict[str, frozenset[int
         wrong[at] = about.reshape(-1)[at] + size * values.sigma.reshape(-1)[at]
         return judged(case, (store(wrong.reshape(right.shape), case.dtype),), oracle, variant).failed
 
-    return {
-        "sigmas": frozenset(size for size in SIGMAS if caught(1, size)),
-        "counts": frozenset(count for count in COUNTS if caught(count, SLIGHTLY)),
-    }
+    sigmas = frozenset(size for size in SIGMAS if caught(1, size))
+    return sigmas, frozenset(count for count in COUNTS if caught(count, SLIGHTLY))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import get_args
+from typing import NoReturn, get_args
 
 from moecheck.errors import UsageError, near
 from moecheck.kernel import TieRule
@@ -71,9 +71,20 @@ def check_names(op: str, names: Iterable[str]) -> None:
         if name not in OPS[op].arg_names:
             hint = near(name, OPS[op].arg_names) or f" It takes {', '.join(OPS[op].arg_names)}."
             raise UsageError(f"{op} has no argument {name!r}.{hint}")
+    quantised = [name for name in QUANTISED if name in given]
+    if quantised:
+        refuse_quantised(", ".join(quantised))
     missing = [name for name in required(op) if name not in given]
     if missing:
         raise UsageError(f"{op} needs {', '.join(missing)}; given: {', '.join(given) or 'nothing'}.")
+
+
+def refuse_quantised(found: str) -> NoReturn:
+    """UsageError for quantised weights, which only a run of kernels judges."""
+    raise UsageError(
+        f"Quantised weights ({found}) are judged by `moecheck kernels`; here give w13 and w2 as the numbers that they "
+        "stand for, in fp32, and declare the quantisers in numerics."
+    )
 
 
 def _misfit(op: str, names: set[str]) -> str:

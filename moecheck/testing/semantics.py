@@ -8,8 +8,9 @@ from typing import Any
 
 from moecheck.errors import UsageError
 from moecheck.ops import OPS
-from moecheck.quantization import QUANTISED
 from moecheck.spec import ExpertSpec, MoESpec, RoutingSpec
+
+from .names import refuse_quantised
 
 AnySpec = MoESpec | ExpertSpec | RoutingSpec
 
@@ -21,12 +22,8 @@ def layer_spec(op: str, spec: AnySpec | None, arrays: Mapping[str, Any]) -> MoES
     """
     check_spec(spec)
     experts = spec if isinstance(spec, ExpertSpec) else spec.experts if isinstance(spec, MoESpec) else ExpertSpec()
-    given = [name for name in QUANTISED if name in arrays]
-    if given or experts.quantization is not None:
-        raise UsageError(
-            f"Quantised weights ({', '.join(given) or 'spec.quantization'}) are judged by `moecheck kernels`; here "
-            "give w13 and w2 as the numbers that they stand for, in fp32, and declare the quantisers in numerics."
-        )
+    if experts.quantization is not None:
+        refuse_quantised("spec.quantization")
     experts = _with_biases(experts, arrays)
     if "router_logits" not in arrays:
         return MoESpec(routing=_slots_only(spec, arrays), experts=experts)

@@ -103,5 +103,5 @@ def test_sentences_and_tables_say_it() -> None:
     assert "Not simulated for a kernel that requantises: 1 bugs." in lines
     (row,) = records_grid([found]).rows
     assert "passes" in row
-    assert settings_grid(found).rows == (("its sizes", "0.5", "2", "–", "2 of 6", "yes", "no", "1 of 1"),)
+    assert settings_grid(found).rows == (("its sizes", "0.5", "2", "–", "2/6", "yes", "no", "1/1"),)
     assert records_grid([found]).markdown().count("\n") == 3

@@ -113,6 +113,7 @@ def test_a_requantising_kernels_right_outputs_requantise_too() -> None:
     trial = examine(subject, [preset.criterion])
     assert (trial.refused, trial.false_alarms) == ((0,), 0)
     assert trial.untried  # bare values, which nobody can requantise afterwards
+    assert {"scale_half(2x)", "max_240"} <= {one.mutant for one in trial.mutants if one.seen}
     assert not {one.mutant for one in trial.mutants} & set(trial.untried)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -108,10 +110,16 @@ def test_act_and_mul(spec: ExpertSpec, dtype: str) -> None:
     plumbing.check_act_and_mul(numpy_call(kernel), spec, rows=31, dtype=dtype, numerics=numerics)
 
 
-def test_blocks_of_eight_gates_and_ups() -> None:
+@pytest.mark.parametrize(
+    ("layout", "order"),
+    [
+        ("interleaved_8", [*range(8), *range(16, 24), *range(8, 16), *range(24, 32)]),
+        ("interleaved_16", [*range(32)]),
+    ],
+)
+def test_blocks_of_gates_and_ups(layout: Any, order: list[int]) -> None:
     x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
-    order = [*range(8), *range(16, 24), *range(8, 16), *range(24, 32)]
-    blocks = activation.act_and_mul(x=x, spec=ExpertSpec(gate_up_layout="interleaved_8"))
+    blocks = activation.act_and_mul(x=x, spec=ExpertSpec(gate_up_layout=layout))
     assert torch.equal(blocks, activation.act_and_mul(x=x[:, order], spec=ExpertSpec()))
-    with pytest.raises(Unsupported, match="multiple of 16"):
-        activation.act_and_mul(x=x[:, :24], spec=ExpertSpec(gate_up_layout="interleaved_8"))
+    with pytest.raises(Unsupported, match="need a multiple of"):
+        activation.act_and_mul(x=x[:, :24], spec=ExpertSpec(gate_up_layout=layout))

@@ -12,15 +12,16 @@ import torch
 
 from moecheck import ExpertSpec, MoESpec, RoutingSpec, Unsupported
 from moecheck.cases import Case
-from moecheck.checks.finding import FAILURES
+from moecheck.checks.finding import FAILURES, Verdict
 from moecheck.checks.judge import Limits, judge
+from moecheck.checks.values import is_vacuous
 from moecheck.formats import AnyArray
 from moecheck.identify import identification_cases, identify, judge_numerics
-from moecheck.kernels.torch import _quantised, quantised_fp8, quantised_int8, weight_only
+from moecheck.kernels.torch import _quantised, quantised_fp8, quantised_int8, quantised_mx, weight_only
 from moecheck.oracle import Oracle
 from moecheck.quantised_cases import quantised_cases
 from moecheck.quantization import SCHEMES
-from moecheck.references.quantize_blocks import quantize_blocks
+from moecheck.references.quantize_blocks import dequantize_blocks, quantize_blocks, quantize_blocks_e8m0
 from moecheck.references.quantize_elements import encode
 from moecheck.runner.arrays import to_native, to_numpy
 from tests.kernels.experts_case import Kernel, declaration, name_of
@@ -34,6 +35,8 @@ KERNELS = (
     weight_only.int4_groups,
     weight_only.mxfp4,
     weight_only.nvfp4,
+    quantised_mx.mxfp4_both,
+    quantised_int8.int4_int8,
 )
 Inputs = dict[str, Any]
 Bug = Callable[[Inputs], Inputs]
@@ -151,7 +154,7 @@ def neighbours_global_scale(inputs: Inputs) -> Inputs:
 
 
 BLOCKED = (quantised_fp8.fp8_block, quantised_fp8.fp8_block_ue8m0)
-GROUPED = (weight_only.int4_groups, weight_only.mxfp4, weight_only.nvfp4)
+GROUPED = (weight_only.int4_groups, weight_only.mxfp4, weight_only.nvfp4, quantised_mx.mxfp4_both)
 
 
 @pytest.mark.parametrize(
@@ -190,12 +193,48 @@ def test_a_small_factor_is_seen(kernel: Kernel, factor: float) -> None:
     assert faults(kernel, case, run(kernel, case, {"topk_weights": weights * np.float32(factor)})) != []
 
 
+def test_zeros_fail_where_each_is_within_what_four_bits_explain() -> None:
+    """Elementwise, all zeros pass at fp4; the statistics tell them, so the case is not vacuous."""
+    kernel = quantised_mx.mxfp4_both
+    case = quantised_cases(declaration(kernel).quantizations, profile="quick", seed=0, dtypes=("bf16",))[-2]
+    values = ORACLE.values(case, declaration(kernel).numerics)
+    assert is_vacuous(values, tol=Limits().tol)
+    honest = judge(case, (run(kernel, case),), ORACLE, Limits(), declaration(kernel).numerics)
+    assert {j.verdict for j in honest.judgements} == {Verdict.PASS}
+    assert faults(kernel, case, np.zeros(values.true.shape, honest_dtype(case))) != []
+
+
+def honest_dtype(case: Case) -> np.dtype[Any]:
+    """That of the kernel's output."""
+    return np.dtype(given_to(case)["hidden_states"].dtype)
+
+
 def test_weights_on_inputs_are_declined() -> None:
     case = case_of(quantised_fp8.fp8_block)
     spec = ExpertSpec(weight_on_input=True, quantization=SCHEMES["fp8-block"])
     tensors = {name: to_native(np.array(value), "torch") for name, value in given_to(case).items()}
     with pytest.raises(Unsupported, match="weighs"):
         quantised_fp8.fp8_block(**tensors, spec=spec)
+
+
+def test_activations_in_mxfp4_are_those_of_the_reference() -> None:
+    """Ties, numbers that saturate, a group of zeros and a short last group among them."""
+    x = np.random.default_rng(3).normal(size=(9, 80))
+    x[1] = np.round(x[1] * 4.0) / 4.0
+    x[2, :32] = 0.0
+    x[3, 5] = 7.9
+    x = x.astype(np.float32).astype(np.float64)
+    wanted = quantize_blocks_e8m0(x, "fp4_e2m1", (1, 32), "floor")
+    values = dequantize_blocks(wanted.codes, wanted.scales, "fp4_e2m1", (1, 32))
+    found = quantised_mx.rounded_to_mxfp4(torch.from_numpy(x))
+    assert np.array_equal(found.double().numpy(), values)
+
+
+def test_a_contract_of_microscaling_is_found_without_a_declaration() -> None:
+    kernel = quantised_mx.mxfp4_both
+    found = identify([(case, run(kernel, case)) for case in identification_cases(declaration(kernel))], ORACLE)
+    assert found.known
+    assert found.numerics == declaration(kernel).numerics
 
 
 @pytest.mark.parametrize("group", [128, 200])

@@ -24,6 +24,9 @@ SPECS = {
     "clamp before": ExpertSpec(swiglu_limit=1.5),
     "clamp after": ExpertSpec(swiglu_limit=1.5, limit_position="after"),
     "situ": ExpertSpec(activation="situ", situ_beta=2.0),
+    "situ of both": ExpertSpec(activation="situ", situ_beta=2.0, situ_up_beta=3.0),
+    "gelu without up": ExpertSpec(activation="gelu", gated=False),
+    "gelu_tanh without up": ExpertSpec(activation="gelu_tanh", gated=False),
 }
 
 
@@ -100,6 +103,8 @@ def torch_activation(gate_up: torch.Tensor, spec: ExpertSpec) -> torch.Tensor:
     if up is None:
         return act
     up = up if limit is None else up.clamp(-limit, limit)
+    if spec.situ_up_beta is not None:
+        up = spec.situ_up_beta * torch.tanh(up / spec.situ_up_beta)
     return act * (up + spec.swiglu_beta if spec.swiglu_beta else up)
 
 

@@ -48,6 +48,20 @@ SILU = ExpertSpec()
         pytest.param(SPECS["clamp before"], 9.0, 9.0, 2.25 / (1 + math.exp(-1.5)), id="limit before: silu(L) L"),
         pytest.param(SPECS["clamp after"], 9.0, -9.0, -2.25, id="limit after: L times -L"),
         pytest.param(SPECS["situ"], 2.0, 1.0, 2 * math.tanh(1.0) / (1 + math.exp(-2.0)), id="situ"),
+        pytest.param(
+            SPECS["situ of both"],
+            2.0,
+            -6.0,
+            2 * math.tanh(1.0) / (1 + math.exp(-2.0)) * 3 * math.tanh(-2.0),
+            id="situ with a beta for up as well",
+        ),
+        pytest.param(
+            ExpertSpec(swiglu_limit=16.0, limit_position="after"),
+            15.9,
+            17.0,
+            16 * 15.9 / (1 + math.exp(-15.9)),
+            id="limit after: silu just below it, up at it",
+        ),
     ],
 )
 def test_known_values(spec: ExpertSpec, g: float, u: float, expected: float) -> None:
@@ -74,6 +88,7 @@ def test_it_is_torch_in_float64(name: str) -> None:
     [
         pytest.param("up_first", range(20, 40), id="ups first"),
         pytest.param("interleaved_8", (*range(8), *range(16, 24), *range(32, 36)), id="by eight, the last by four"),
+        pytest.param("interleaved_16", (*range(16), *range(32, 36)), id="by sixteen, the last by four"),
     ],
 )
 def test_other_orders_are_halves_with_columns_moved(layout: Any, gates: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from moecheck.numerics import Numerics
 from moecheck.references.fused_experts import fused_experts
 from moecheck.references.moe_layer import estimate, moe_layer
 from moecheck.references.topk_routing import topk_routing
-from moecheck.spec import MoESpec, RoutingSpec
+from moecheck.spec import ExpertSpec, MoESpec, RoutingSpec
 from tests.bounds import AGREEMENT, BLOCKED_RMS, CALIBRATED_RMS, U64, expert_products_bound, z_limit
 from tests.references.drawn import as_torch, draw, magnitude, torch_eager, torch_token_loop
 
@@ -162,6 +162,100 @@ def test_missing_shared_weights_are_named() -> None:
     arrays = layer_arrays(MoESpec(routing=SIGMOID))
     with pytest.raises(ValueError, match="shared_w13"):
         moe_layer(**arrays, spec=MoESpec(routing=SIGMOID, shared_experts="ungated"))
+
+
+def test_a_sum_factor_and_its_own_shared_experts_in_whole_numbers() -> None:
+    """Of x = 3 the routed expert makes 3^2, the shared one 3^2 times its up of 6; half of their sum is left."""
+    one = np.ones((1, 1), dtype=np.float32)
+    spec = MoESpec(
+        routing=RoutingSpec(top_k=1, renormalize=True),
+        experts=ExpertSpec(activation="relu2", gated=False),
+        shared_experts="ungated",
+        shared_spec=ExpertSpec(activation="relu2"),
+        sum_factor=0.5,
+    )
+    arrays: dict[str, Any] = {
+        "hidden_states": np.array([[3.0]], dtype=np.float32),
+        "router_logits": one,
+        "w13": one[None],
+        "w2": one[None],
+        "shared_w13": np.array([[1.0], [2.0]], dtype=np.float32),  # gate 3, up 6
+        "shared_w2": one,
+    }
+    assert moe_layer(**arrays, spec=spec).tolist() == [[0.5 * (9.0 + 9.0 * 6.0)]]
+    assert estimate(**arrays, spec=spec).value.tolist() == [[31.5]]
+
+
+LATENT = 24
+
+
+def latent_arrays(dtype: str, tokens: int) -> tuple[dict[str, Any], MoESpec]:
+    """A layer whose experts work on LATENT columns, HIDDEN wide outside."""
+    spec = MoESpec(routing=SIGMOID, shared_experts="ungated", latent_experts=True)
+    arrays = layer_arrays(replace(spec, latent_experts=False), dtype=dtype, tokens=tokens)
+    narrow = draw(
+        tokens=1,
+        experts=EXPERTS,
+        hidden=LATENT,
+        intermediate=INTERMEDIATE,
+        top_k=1,
+        spec=spec.experts,
+        dtype=dtype,
+        seed=4,
+    )
+    rng = np.random.default_rng(11)
+    arrays |= {
+        "w13": narrow.w13,
+        "w2": narrow.w2,
+        "latent_down": store(rng.standard_normal((LATENT, HIDDEN)) / np.sqrt(HIDDEN), dtype),
+        "latent_up": store(rng.standard_normal((HIDDEN, LATENT)) / np.sqrt(LATENT), dtype),
+    }
+    return arrays, spec
+
+
+def torch_latent_layer(arrays: dict[str, Any], spec: MoESpec, dtype: str) -> Float64:
+    """down, experts, up and the shared expert in torch, every stage's output a tensor of `dtype`."""
+    d = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    x, down, up = (as_torch(arrays[n], d) for n in ("hidden_states", "latent_down", "latent_up"))
+    latent = F.linear(x, down)
+    weights, ids = topk_routing(router_logits=arrays["router_logits"], spec=spec.routing)
+    case = draw(tokens=1, experts=1, hidden=1, intermediate=1, top_k=1, spec=spec.experts)._replace(
+        hidden_states=latent.double().numpy(),
+        w13=arrays["w13"],
+        w2=arrays["w2"],
+        topk_weights=weights,
+        topk_ids=ids,
+    )
+    y = F.linear(as_torch(torch_eager(case, spec.experts, dtype), d), up)
+    gate, wide = F.linear(x, as_torch(arrays["shared_w13"], d)).chunk(2, dim=-1)
+    return (y + F.linear(F.silu(gate) * wide, as_torch(arrays["shared_w2"], d))).double().numpy()
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_sigma_of_latent_experts_in_torch(dtype: str) -> None:
+    arrays, spec = latent_arrays(dtype, tokens=128)
+    contract = STORED if dtype == "bf16" else None
+    out = torch_latent_layer(arrays, spec, dtype)
+    value, sigma = estimate(**arrays, spec=spec, numerics=contract)
+    z = (out - value) / sigma
+    limits = CALIBRATED_RMS if dtype == "bf16" else BLOCKED_RMS
+    assert limits[0] <= np.sqrt(np.mean(z**2)) <= limits[1]
+    assert np.abs(z).max() <= z_limit(z.size)
+    if dtype == "bf16":
+        assert np.mean(out == moe_layer(**arrays, spec=spec, numerics=STORED)) >= AGREEMENT
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_what_a_row_of_a_latent_layer_shares_adds_up(flips: bool) -> None:
+    """The variance of one column is that of the sum with weight 1 there: sources and independent parts together."""
+    arrays, spec = latent_arrays("bf16", tokens=20)
+    errors = estimate(**arrays, spec=spec, numerics=STORED, flips=flips)
+    c = np.zeros(errors.value.shape)
+    c[:, 3] = 1.0
+    along, _ = errors.projected(c)
+    own = errors.estimate.variance[:, 3]
+    # sources go through products of matrices, the column's variance through their squares: equal on average
+    assert CALIBRATED_RMS[0] <= np.sqrt(np.mean(along / own)) <= CALIBRATED_RMS[1]
 
 
 def low_precision_layer(arrays: dict[str, Any], spec: MoESpec, dtype: str) -> Float64:

@@ -6,8 +6,8 @@ routers separate the two.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Required, TypedDict
+from dataclasses import dataclass, field, replace
+from typing import Required, TypedDict, cast
 
 import numpy as np
 import pytest
@@ -18,14 +18,15 @@ pytest.importorskip("transformers")
 
 import torch  # after the skips
 
-from moecheck.formats import Float64
+from moecheck.formats import AnyArray, Float64
 from moecheck.references.moe_layer import moe_layer
 from moecheck.references.topk_routing import topk_routing
-from moecheck.spec import SWIGLUOAI, ExpertSpec, MoESpec, SharedExperts
+from moecheck.spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec, SharedExperts
 from tests.bounds import moe_layer_bound
 from tests.references.families import FAMILIES, NUM_EXPERTS, Family, Module, choice_bias
 
 TOKENS, HIDDEN, INTERMEDIATE = 24, 32, 24
+LATENT, VOCABULARY = 20, 31
 WIDTHS = dict.fromkeys(
     (
         "intermediate_size",
@@ -45,7 +46,7 @@ OAI_HALVES = replace(SWIGLUOAI, gate_up_layout="halves", w13_bias=False, w2_bias
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A family's sparse-MoE block. args: what its constructor takes after the configuration."""
+    """A family's sparse-MoE block. args: what its constructor takes after the config. layer: more of its spec."""
 
     name: str
     family: Family
@@ -53,10 +54,14 @@ class Block:
     experts: ExpertSpec = SILU
     settings: tuple[tuple[str, object], ...] = ()
     args: tuple[object, ...] = ()
+    layer: MoESpec = field(default_factory=MoESpec)
 
     @property
     def spec(self) -> MoESpec:
-        return MoESpec(routing=self.family.routing, experts=self.experts, shared_experts=self.shared)
+        routing = self.family.routing
+        if self.layer.routing.selection == "hash":
+            routing = replace(routing, selection="hash", correction_bias="none")
+        return replace(self.layer, routing=routing, experts=self.experts, shared_experts=self.shared)
 
 
 class Inputs(TypedDict, total=False):
@@ -69,6 +74,10 @@ class Inputs(TypedDict, total=False):
     w2: Required[Float64]
     w13_bias: Float64
     w2_bias: Float64
+    latent_down: Float64
+    latent_up: Float64
+    token_ids: AnyArray
+    tid2eid: AnyArray
 
 
 class Experts(TypedDict, total=False):
@@ -94,6 +103,7 @@ def _block(
     shared: SharedExperts = "none",
     experts: ExpertSpec = SILU,
     args: tuple[object, ...] = (),
+    layer: MoESpec | None = None,
     **settings: object,
 ) -> ParameterSet:
     block = Block(
@@ -103,8 +113,9 @@ def _block(
         experts=experts,
         args=args,
         settings=tuple(settings.items()),
+        layer=layer or MoESpec(),
     )
-    return pytest.param(block, id=family)
+    return pytest.param(block, id=family if layer is None else f"{family}, {next(iter(settings))}")
 
 
 BLOCKS = [
@@ -130,6 +141,14 @@ BLOCKS = [
         num_shared_experts=1,
         shared_expert_combination_strategy="sum",
     ),
+    _block(
+        "Cohere2-MoE, sigmoid",
+        "Cohere2MoeSparseMoeBlock",
+        "ungated",
+        layer=MoESpec(sum_factor=0.5),
+        shared_expert_combination_strategy="average",
+        num_shared_experts=1,
+    ),
     _block("Phi-3.5-MoE", "PhimoeSparseMoeBlock"),
     _block("DeepSeek-V2-Lite", "DeepseekV2Moe", "ungated", n_shared_experts=2),
     _block("DeepSeek-V2", "DeepseekV2Moe", "ungated", n_shared_experts=1),
@@ -143,6 +162,17 @@ BLOCKS = [
         args=(-1,),
         swiglu_limit=1.0,
     ),
+    _block(
+        "DeepSeek-V4",
+        "DeepseekV4SparseMoeBlock",
+        "ungated",
+        ExpertSpec(swiglu_limit=1.0),
+        args=(0,),
+        layer=MoESpec(routing=RoutingSpec(selection="hash")),
+        mlp_layer_types=["hash_moe"],
+        swiglu_limit=1.0,
+        vocab_size=VOCABULARY,
+    ),
     _block("GLM-4 MoE", "Glm4MoeMoE", "ungated"),
     _block("GLM-4 MoE lite", "Glm4MoeLiteMoE", "ungated"),
     _block("GLM-5", "GlmMoeDsaMoE", "ungated"),
@@ -150,6 +180,14 @@ BLOCKS = [
     _block("Kimi-Linear", "KimiLinearMoE", "ungated"),
     _block("dots1", "Dots1MoE", "ungated", n_shared_experts=2),
     _block("Nemotron-H", "NemotronHMoE", "ungated", ExpertSpec(activation="relu2", gated=False), moe_latent_size=None),
+    _block(
+        "Nemotron-H",
+        "NemotronHMoE",
+        "ungated",
+        ExpertSpec(activation="relu2", gated=False),
+        layer=MoESpec(latent_experts=True),
+        moe_latent_size=LATENT,
+    ),
     _block("EXAONE-MoE", "ExaoneMoeSparseMoEBlock", "ungated"),
     _block("Solar-Open", "SolarOpenMoE", "ungated"),
     _block("MiMo-V2-Flash", "MiMoV2FlashMoE"),
@@ -171,6 +209,16 @@ BLOCKS = [
         args=(0,),
         swiglu_limits=[0.75],
         swiglu_limits_shared=[0.75],
+    ),
+    _block(
+        "Step-3.7",
+        "Step3p7SparseMoeBlock",
+        "ungated",
+        ExpertSpec(swiglu_limit=0.75, limit_position="after"),
+        args=(0,),
+        layer=MoESpec(shared_experts="ungated", shared_spec=ExpertSpec(swiglu_limit=1.25, limit_position="after")),
+        swiglu_limits_shared=[1.25],
+        swiglu_limits=[0.75],
     ),
     _block("LFM2-MoE", "Lfm2MoeSparseMoeBlock"),
     _block("ERNIE-4.5", "Ernie4_5_MoeSparseMoeBlock", "ungated", moe_num_shared_experts=2),
@@ -229,12 +277,27 @@ def shared_arrays(block: Module, spec: MoESpec) -> Shared:
     return arrays
 
 
-def run(block: Module, hidden: torch.Tensor) -> tuple[Float64, Float64]:
+def extras(block: Module, spec: MoESpec) -> Inputs:
+    """Projections of latent experts, and a table of experts by token; filled in where the block has them."""
+    more: dict[str, AnyArray] = {}
+    if spec.latent_experts:
+        more["latent_down"] = numpy_of(block.fc1_latent_proj.weight)
+        more["latent_up"] = numpy_of(block.fc2_latent_proj.weight)
+    if spec.routing.selection == "hash":
+        draw = np.random.Generator(np.random.Philox(key=7))
+        table = np.argsort(draw.random((VOCABULARY, NUM_EXPERTS)), axis=1)[:, : spec.routing.top_k]
+        block.gate.tid2eid.copy_(torch.tensor(table))
+        more["tid2eid"] = table
+        more["token_ids"] = draw.integers(0, VOCABULARY, TOKENS)
+    return cast(Inputs, more)
+
+
+def run(block: Module, hidden: torch.Tensor, **more: torch.Tensor) -> tuple[Float64, Float64]:
     """The block's output [TOKENS, HIDDEN] and its router logits [TOKENS, NUM_EXPERTS], before any soft-capping."""
     router = next(getattr(block, name) for name in ("gate", "router") if hasattr(block, name))
     caught: list[tuple[torch.Tensor, ...] | torch.Tensor] = []
     handle = router.register_forward_hook(lambda module, args, output: caught.append(output))
-    output = block(hidden[None])
+    output = block(hidden[None], **more)
     handle.remove()
     logits = caught[0]
     if isinstance(logits, tuple):
@@ -254,10 +317,11 @@ def test_block(block: Block) -> None:
     hidden: Float64 = draw.standard_normal((TOKENS, HIDDEN))
     spec, bias = block.spec, choice_bias()
     real = NUM_EXPERTS - spec.routing.num_zero_experts
-    arrays = expert_arrays(module.experts, spec.experts, real)
+    arrays, more = expert_arrays(module.experts, spec.experts, real), extras(module, spec)
 
-    seen, logits = run(module, torch.tensor(hidden))
-    inputs = Inputs(hidden_states=hidden, router_logits=logits, correction_bias=bias, **arrays)
+    called = {"input_ids": torch.tensor(more["token_ids"])[None]} if "token_ids" in more else {}
+    seen, logits = run(module, torch.tensor(hidden), **called)
+    inputs = Inputs(hidden_states=hidden, router_logits=logits, correction_bias=bias, **arrays, **more)
     expected = moe_layer(spec=spec, **inputs, **shared_arrays(module, spec))
 
     bound = moe_layer_bound(
@@ -271,9 +335,13 @@ def test_block(block: Block) -> None:
 def magnitude(expected: Float64, spec: MoESpec, inputs: Inputs) -> Float64:
     """Per row the largest sum over the slots and the shared expert of |what they contribute|: [TOKENS]."""
     weights, ids = topk_routing(
-        router_logits=inputs["router_logits"], spec=spec.routing, correction_bias=inputs["correction_bias"]
+        router_logits=inputs["router_logits"],
+        spec=spec.routing,
+        correction_bias=inputs["correction_bias"],
+        token_ids=inputs.get("token_ids"),
+        tid2eid=inputs.get("tid2eid"),
     )
-    routed_only = replace(spec, shared_experts="none")
+    routed_only = replace(spec, shared_experts="none", shared_spec=None)
     total, magnitudes = np.zeros_like(expected), np.zeros_like(expected)
     for slot in range(ids.shape[1]):
         part = moe_layer(spec=routed_only, topk=(weights[:, [slot]], ids[:, [slot]]), **inputs)

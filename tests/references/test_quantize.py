@@ -13,6 +13,7 @@ from moecheck.formats import AnyArray, Float64, to_float64
 from moecheck.quantizer import CODES, Quantizer
 from moecheck.references._quantize import code_step, coded, quantized, requantized, scale_of
 from moecheck.references._stores import Estimate
+from moecheck.references.quantize_blocks import dequantize_blocks, quantize_blocks_e8m0
 from tests.bounds import CALIBRATED_RMS, FLIP_VARIANCE
 
 STORED: dict[str, Any] = {
@@ -20,6 +21,7 @@ STORED: dict[str, Any] = {
     "fp8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
     "fp8_e5m2": ml_dtypes.float8_e5m2,
     "int8": np.int8,
+    "fp4_e2m1": ml_dtypes.float4_e2m1fn,
 }
 FP8 = ("fp8_e4m3fn", "fp8_e4m3fnuz", "fp8_e5m2")
 EVERY_BF16 = to_float64(np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16))
@@ -138,6 +140,36 @@ def test_the_deviation_from_the_rounded_value_has_the_variance_of_the_flip_law(s
     assert np.array_equal(estimate.value, quantized(x, quantizer).value)
     ratio = np.mean(np.square(moved - estimate.value)) / np.mean(estimate.variance)
     assert FLIP_VARIANCE[0] <= ratio <= FLIP_VARIANCE[1]
+
+
+@pytest.mark.parametrize("scale", ["floor", "half_up", "cutlass"])
+@pytest.mark.parametrize("name", ["fp4_e2m1", "fp8_e4m3fn", "int8"])
+def test_microscaling_groups_are_those_of_the_weights(name: str, scale: Any) -> None:
+    x = normals(16, 80).astype(np.float32).astype(np.float64)
+    x[3] = 0.0
+    codes, scales = quantize_blocks_e8m0(x, name, (1, 32), scale)
+    found = quantized(x, Quantizer(format=name, group=32, scale=scale))
+    assert np.array_equal(found.value, dequantize_blocks(codes, scales, name, (1, 32)))
+
+
+@pytest.mark.parametrize("scale", ["floor", "half_up", "cutlass"])
+@pytest.mark.parametrize("sd", [1e-4, 1e-3])
+def test_microscaling_deviates_by_the_flip_law(sd: float, scale: Any) -> None:
+    x = normals(256, 256)
+    quantizer = Quantizer(format="fp4_e2m1", group=32, scale=scale)
+    estimate, _ = requantized(given(x, sd), quantizer)
+    moved = quantized(x + sd * np.random.default_rng(8).normal(size=x.shape), quantizer).value
+    ratio = np.mean(np.square(moved - estimate.value)) / np.mean(estimate.variance)
+    assert FLIP_VARIANCE[0] <= ratio <= FLIP_VARIANCE[1]
+
+
+def test_truncation_goes_toward_zero() -> None:
+    x = normals(4, 64).astype(np.float32)
+    scale = (np.abs(x).max(axis=1, keepdims=True) / np.float32(127)).astype(np.float32)
+    wanted = np.trunc(x / scale).astype(np.float64) * scale.astype(np.float64)
+    found = quantized(x.astype(np.float64), Quantizer(format="int8", rounding="truncate"))
+    assert np.array_equal(found.value, wanted)
+    assert np.all(np.abs(found.value) <= np.abs(x) * (1.0 + 2.0**-22))
 
 
 @pytest.mark.parametrize("side", [-1.0, 1.0])

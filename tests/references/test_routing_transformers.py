@@ -5,6 +5,8 @@ A router computes logits = x W^T; with W the identity the logits that we feed ar
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ pytest.importorskip("transformers")
 import torch  # after the skips
 
 from moecheck.formats import Float64
-from moecheck.references.topk_routing import Int32, scores_of, topk_routing, weights_of_ids
+from moecheck.references.topk_routing import Int32, scores_of, topk_routing
 from moecheck.spec import RoutingSpec
 from tests.bounds import U32, routing_weight_bound
 from tests.references.families import FAMILIES, NUM_EXPERTS, Family, Module, choice_bias
@@ -154,15 +156,15 @@ def test_hash_router_weighs_ids_from_a_table() -> None:
     router.tid2eid.copy_(torch.tensor(ids))
     logits = random_logits()
 
-    _, seen, seen_ids = router(torch.tensor(logits, dtype=torch.float32), torch.arange(TOKENS))
-    expected = weights_of_ids(
-        router_logits=logits, topk_ids=ids, spec=family.routing, correction_bias=np.zeros(NUM_EXPERTS)
-    )
+    token_ids = np.roll(np.arange(TOKENS), 5)
+    _, seen, seen_ids = router(torch.tensor(logits, dtype=torch.float32), torch.tensor(token_ids))
+    spec = replace(family.routing, selection="hash", correction_bias="none")
+    expected, chosen = topk_routing(router_logits=logits, spec=spec, token_ids=token_ids, tid2eid=ids)
 
     bound = routing_weight_bound(
         num_experts=NUM_EXPERTS, top_k=family.routing.top_k, largest_logit=float(np.abs(logits).max()), unit=U32
     )
-    assert seen_ids.tolist() == ids.tolist()
+    assert seen_ids.tolist() == chosen.tolist() == ids[token_ids].tolist()
     assert np.max(np.abs(as_float64(seen) - expected) / expected) <= bound
 
 

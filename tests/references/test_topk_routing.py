@@ -342,6 +342,38 @@ def test_a_factor_that_does_not_apply_leaves_the_shared_slot_alone(placement: Ro
     assert weights[0, 2] == 1
 
 
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_ranks_that_all_hold_the_shared_expert_share_its_weight(placement: RoutingSpec) -> None:
+    """Three ranks add their outputs: the slot's net weight is 1 over all of them, the routed experts' as before."""
+    spec = replace(placement, renormalize=True, routed_scaling_factor=4.0, num_fused_shared_experts=1)
+    alone, _ = topk_routing(router_logits=logits_from(ODDS), spec=spec)
+
+    weights, _ = topk_routing(router_logits=logits_from(ODDS), spec=replace(spec, shared_slot_ranks=3))
+
+    layer_factor = 1 if spec.scaling_placement == "topk_weights" else 4
+    assert np.array_equal(weights[0, :2], alone[0, :2])
+    assert abs(3 * layer_factor * Fraction(weights[0, 2]) - 1) <= 2 * Fraction(U64)  # two quotients
+
+
+def test_hashed_experts_are_weighed_in_the_table_s_order() -> None:
+    """Odds 1, 2, 3, 4: token 7's row names experts 0 and 2, whose sigmoids are 1/2 and 3/4."""
+    table = np.full((9, 2), 3)
+    table[7] = [2, 0]
+    spec = RoutingSpec(scoring="sigmoid", selection="hash", renormalize=True, routed_scaling_factor=2.5)
+
+    weights, ids = topk_routing(
+        router_logits=logits_from(ODDS), spec=spec, token_ids=np.array([7]), tid2eid=table.astype(np.int32)
+    )
+
+    assert ids.tolist() == [[2, 0]]
+    assert_weights(weights[0], [Fraction(3, 2), Fraction(1)], logits_from(ODDS))
+
+
+def test_a_hash_needs_its_table() -> None:
+    with pytest.raises(ValueError, match="token_ids and tid2eid"):
+        topk_routing(router_logits=logits_from(ODDS), spec=RoutingSpec(selection="hash"))
+
+
 def random_logits(tokens: int = 64, experts: int = 16) -> Float64:
     return 3.0 * np.random.Generator(np.random.Philox(key=7)).standard_normal((tokens, experts))
 

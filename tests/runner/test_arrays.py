@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moecheck.formats import AnyArray
-from moecheck.runner.arrays import device_of, to_native, to_numpy
+from moecheck.runner.arrays import device_of, overwritten, to_native, to_numpy
 
 ALL_BITS = np.arange(1 << 16, dtype=np.uint16)
 
@@ -68,3 +68,32 @@ def test_devices_without_an_accelerator() -> None:
         "interpreter",
         "cpu",
     ]
+
+
+@pytest.mark.parametrize("backend", ["torch", "numpy"])
+def test_a_buffer_takes_other_values(backend: str) -> None:
+    buffer, other = (to_native(np.arange(6, dtype=np.float32).reshape(2, 3) + n, backend) for n in (0, 7))
+    assert overwritten(buffer, other) is buffer
+    assert to_numpy(buffer).tolist() == [[7, 8, 9], [10, 11, 12]]
+    assert to_numpy(other).tolist() == to_numpy(buffer).tolist()
+
+
+def test_what_is_no_buffer_is_left_alone() -> None:
+    array = to_native(np.zeros(3, np.float32), "torch")
+    assert overwritten(None, array) is array
+    for other in (np.zeros(4, np.float32), np.zeros(3, np.int32)):
+        assert overwritten(to_native(other, "torch"), array) is array
+    fixed = to_native(np.ones(3, np.float32), "jax")
+    new = to_native(np.zeros(3, np.float32), "jax")
+    assert overwritten(fixed, new) is new
+    assert to_numpy(fixed).tolist() == [1, 1, 1]
+
+
+def test_memory_is_not_copied_onto_itself() -> None:
+    """Weights of a large layer are mapped from a file: writing them would make them this process's own."""
+    mapped = np.zeros(3, np.float32)
+    buffer = to_native(mapped, "torch")
+    assert overwritten(buffer, to_native(mapped, "torch")) is buffer
+    assert buffer._version == 0  # torch counts the writes
+    overwritten(buffer, to_native(np.ones(3, np.float32), "torch"))
+    assert buffer._version == 1

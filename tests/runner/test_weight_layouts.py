@@ -12,6 +12,7 @@ from moecheck.checks.judge import Limits, judge
 from moecheck.errors import UsageError
 from moecheck.kernel import kernel
 from moecheck.oracle import Oracle
+from moecheck.runner.judges import Here
 from moecheck.runner.plan import Plan
 from moecheck.runner.run import Settings, run_kernel
 from moecheck.runner.target import Target, load
@@ -137,7 +138,7 @@ def findings(folder: Path, function: str, case: Case = PLAIN) -> dict[str, Findi
     plan = Plan(target=target, declaration=declaration, device="cpu", cases=(case,))
     lines: list[Finding] = []
     settings = Settings(jobs=1, shrink=False, relations="every")
-    run_kernel(plan, settings, lambda _, found: lines.extend(found), oracle=Oracle(), done=set())
+    run_kernel(plan, settings, lambda _, found: lines.extend(found), judging=Here(Oracle()), done=set())
     return {line.check: line for line in lines if line.case == case.id}
 
 
