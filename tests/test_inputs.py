@@ -71,6 +71,8 @@ def test_gate_up_and_output_are_of_telling_size(op: str) -> None:
             continue
         if case.load == "padding" or case.num_local_experts is not None:  # many rows are 0 there
             continue
+        if case.spec.latent_experts:  # the experts read another input
+            continue
         inputs, tried = case.inputs(), tried + 1
         gate, up = split(to_float64(inputs["hidden_states"]) @ to_float64(inputs["w13"][0]).T, case.spec.experts)
         layer = op == "moe_layer"

@@ -206,7 +206,8 @@ def test_zeros_fail_where_each_is_within_what_four_bits_explain() -> None:
 
 def honest_dtype(case: Case) -> np.dtype[Any]:
     """That of the kernel's output."""
-    return np.dtype(given_to(case)["hidden_states"].dtype)
+    dtype: np.dtype[Any] = given_to(case)["hidden_states"].dtype
+    return dtype
 
 
 def test_weights_on_inputs_are_declined() -> None:
