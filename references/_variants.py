@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from moecheck.formats import Float64, ulp
 from moecheck.numerics import Numerics
@@ -61,8 +62,31 @@ def finished_sum(y: Float64, fmt: str, noise: Noise) -> Float64:
 def products_with_errors(x: Float64, w: Float64, stores: Numerics, noise: Noise) -> Float64:
     """Products x W^T with the errors of a kernel's sums in every variant, [V, n, N]."""
     y = linear_estimate(exactly(x, flips=False), w, exact_input=True, accumulate=stores.accumulate)
+    exact = stores.accumulate == "fp32-rn" and _sums_are_exact(x, w)
     with np.errstate(invalid="ignore", over="ignore"):
-        return y.value + np.sqrt(y.dense) * noise.normal((noise.variants, *y.value.shape))
+        deviation = np.where(exact, 0.0, np.sqrt(y.dense))
+        return y.value + deviation * noise.normal((noise.variants, *y.value.shape))
+
+
+def _sums_are_exact(x: Float64, w: Float64) -> npt.NDArray[np.bool_]:
+    """[n, N]: whether fp32 sums of the products x w have no rounding in any order. x: [n, K]. w: [N, K].
+
+    All partial sums are multiples of the product of the lowest bits, and none exceeds the absolute sum; up to 2^24 of
+    these fp32 holds. So it is where both operands have few bits (mxfp4), whose sums often are ties of a bf16 store:
+    noise would then break ties that every kernel rounds alike.
+    """
+    step = _lowest_bit(x)[:, None] * _lowest_bit(w)[None, :]
+    if not np.any(step * 2.0**24 > np.max(np.abs(x), initial=0.0) * np.max(np.abs(w), initial=0.0)):
+        return np.zeros(step.shape, np.bool_)
+    return np.asarray(np.abs(x) @ np.abs(w).T <= 2.0**24 * step)
+
+
+def _lowest_bit(a: Float64) -> Float64:
+    """[rows]: the largest power of two that all finite numbers of a row are multiples of."""
+    significand, exponent = np.frexp(np.where(np.isfinite(a), a, 0.0))
+    digits = (significand * 2.0**53).astype(np.int64)
+    lowest = np.ldexp((digits & -digits).astype(np.float64), exponent - 53)
+    return np.asarray(np.min(np.where(lowest > 0.0, lowest, np.inf), axis=1, initial=2.0**512))
 
 
 def _hidden(y: Float64, bias: Float64 | None, fmt: str, stores: Numerics) -> Float64:

@@ -183,6 +183,7 @@ def test_a_wrong_scale_or_code_fails(bug: Bug, kernels: tuple[Kernel, ...], sche
         (quantised_fp8.fp8_block, 1.0005),
         (quantised_fp8.fp8_block_ue8m0, 1.0005),
         (weight_only.mxfp4, 1.001),
+        (quantised_mx.mxfp4_both, 1.001),
     ],
     ids=name_of,
 )
