@@ -207,7 +207,8 @@ def test_zeros_fail_where_each_is_within_what_four_bits_explain() -> None:
 
 def honest_dtype(case: Case) -> np.dtype[Any]:
     """That of the kernel's output."""
-    return np.dtype(given_to(case)["hidden_states"].dtype)
+    hidden: AnyArray = given_to(case)["hidden_states"]
+    return hidden.dtype
 
 
 def test_weights_on_inputs_are_declined() -> None:
