@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from moecheck.formats import Float64, ulp
 from moecheck.numerics import Numerics
@@ -41,7 +42,7 @@ def expert_variants(x: Float64, weights: Weights, spec: ExpertSpec, stores: Nume
     if stores.a1_quant is not None:
         x = quantized(x, stores.a1_quant, weights.a1).value
     y = exact_linear_estimate(x, whole(x, weights.w13), accumulate=stores.accumulate)
-    gate_up = _hidden(_with_errors(y, noise), weights.b13, stores.gate_up, stores)
+    gate_up = _hidden(_with_errors(y, x, weights.w13, stores, noise), weights.b13, stores.gate_up, stores)
     shape = gate_up.shape
     errors = noise.normal(shape)
     errors *= FUNCTION_ULPS * 2.0**-23
@@ -53,7 +54,7 @@ def expert_variants(x: Float64, weights: Weights, spec: ExpertSpec, stores: Nume
     with np.errstate(invalid="ignore", over="ignore"):
         apart = (h.reshape(noise.variants, *middle.shape) - middle).astype(np.float32)
         y = exact_linear_estimate(middle, whole(middle, weights.w2), accumulate=stores.accumulate)
-        z = _with_errors(y, noise)
+        z = _with_errors(y, middle, weights.w2, stores, noise)
         z += (apart.reshape(-1, middle.shape[1]) @ weights.w2.astype(np.float32).T).reshape(z.shape)
     return _hidden(z, weights.b2, stores.per_expert, stores)
 
@@ -66,16 +67,40 @@ def finished_sum(y: Float64, fmt: str, noise: Noise) -> Float64:
 
 def products_with_errors(x: Float64, w: Float64, stores: Numerics, noise: Noise) -> Float64:
     """Products x W^T with the errors of a kernel's sums in every variant, [V, n, N]. x: [n, K], the same in all."""
-    return _with_errors(exact_linear_estimate(x, whole(x, w), accumulate=stores.accumulate), noise)
+    return _with_errors(exact_linear_estimate(x, whole(x, w), accumulate=stores.accumulate), x, w, stores, noise)
 
 
-def _with_errors(y: Estimate, noise: Noise) -> Float64:
+def _with_errors(y: Estimate, x: Float64, w: Float64, stores: Numerics, noise: Noise) -> Float64:
     """Products with the errors of a kernel's sums in every variant, [V, n, N]. y: their estimate, [n, N]."""
     errors = noise.normal((noise.variants, *y.value.shape))
     with np.errstate(invalid="ignore", over="ignore"):
-        errors *= np.sqrt(y.dense)
+        deviation = np.sqrt(y.dense)
+        if stores.accumulate == "fp32-rn":
+            deviation[_sums_are_exact(x, w)] = 0.0
+        errors *= deviation
         errors += y.value
     return errors
+
+
+def _sums_are_exact(x: Float64, w: Float64) -> npt.NDArray[np.bool_]:
+    """[n, N]: whether fp32 sums of the products x w have no rounding in any order. x: [n, K]. w: [N, K].
+
+    All partial sums are multiples of the product of the lowest bits, and none exceeds the absolute sum; up to 2^24 of
+    these fp32 holds. So it is where both operands have few bits (mxfp4), whose sums often are ties of a bf16 store:
+    noise would then break ties that every kernel rounds alike.
+    """
+    step = _lowest_bit(x)[:, None] * _lowest_bit(w)[None, :]
+    if not np.any(step * 2.0**24 > np.max(np.abs(x), initial=0.0) * np.max(np.abs(w), initial=0.0)):
+        return np.zeros(step.shape, np.bool_)
+    return np.asarray(np.abs(x) @ np.abs(w).T <= 2.0**24 * step)
+
+
+def _lowest_bit(a: Float64) -> Float64:
+    """[rows]: the largest power of two that all finite numbers of a row are multiples of."""
+    significand, exponent = np.frexp(np.where(np.isfinite(a), a, 0.0))
+    digits = (significand * 2.0**53).astype(np.int64)
+    lowest = np.ldexp((digits & -digits).astype(np.float64), exponent - 53)
+    return np.asarray(np.min(np.where(lowest > 0.0, lowest, np.inf), axis=1, initial=2.0**512))
 
 
 def _hidden(y: Float64, bias: Float64 | None, fmt: str, stores: Numerics) -> Float64:

@@ -107,6 +107,7 @@ KINDS = {
     "quantisation": "quantisation",
     "quantised_weights": "quantisation",
     "plumbing": "plumbing",
+    "placement": "plumbing",
     "structure": "plumbing",
 }
 _MUTANTS: dict[str, Mutant] = {}

@@ -176,17 +176,18 @@ def _seed(pool: KernelPool, target: Target, declaration: Declaration, device: st
         (outcome,) = _outcomes(pool, run_case, target, case)
         seconds += outcome.seconds
         trial = _judged(case, outcome, oracle, declaration)
-        if trial is not None:
+        if isinstance(trial, _Trial):
             return _Trial(checks=trial.checks, seen_on=case.id, message=trial.message, seconds=seconds)
-        if outcome.problem is None:
+        if trial is Verdict.PASS:
             passed[case] = outcome
     return _related(pool, plan, passed, oracle, seconds)
 
 
-def _judged(case: Case, outcome: Outcome, oracle: Oracle, declaration: Declaration) -> _Trial | None:
+def _judged(case: Case, outcome: Outcome, oracle: Oracle, declaration: Declaration) -> _Trial | Verdict:
+    """What failed, or the verdict of a case that did not."""
     if outcome.problem is not None:
         verdict, message = outcome.problem
-        return _Trial(checks=frozenset({"run"}), message=message) if verdict in FAILURES else None
+        return _Trial(checks=frozenset({"run"}), message=message) if verdict in FAILURES else verdict
     if outcome.modified:
         return _Trial(checks=frozenset({"unmodified"}), message=f"it changed {', '.join(outcome.modified)}")
     judged = judge(
@@ -199,7 +200,7 @@ def _judged(case: Case, outcome: Outcome, oracle: Oracle, declaration: Declarati
         declared=declaration.numerics is not None,
     ).judgements
     if verdict_of(judged) not in FAILURES:
-        return None
+        return verdict_of(judged)
     failing = [one for one in judged if one.verdict in FAILURES]
     return _Trial(checks=frozenset(name for one in failing for name in names_of(one, case)), message=failing[0].message)
 

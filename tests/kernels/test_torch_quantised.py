@@ -183,6 +183,7 @@ def test_a_wrong_scale_or_code_fails(bug: Bug, kernels: tuple[Kernel, ...], sche
         (quantised_fp8.fp8_block, 1.0005),
         (quantised_fp8.fp8_block_ue8m0, 1.0005),
         (weight_only.mxfp4, 1.001),
+        (quantised_mx.mxfp4_both, 1.001),
     ],
     ids=name_of,
 )
@@ -206,8 +207,8 @@ def test_zeros_fail_where_each_is_within_what_four_bits_explain() -> None:
 
 def honest_dtype(case: Case) -> np.dtype[Any]:
     """That of the kernel's output."""
-    dtype: np.dtype[Any] = given_to(case)["hidden_states"].dtype
-    return dtype
+    hidden: AnyArray = given_to(case)["hidden_states"]
+    return hidden.dtype
 
 
 def test_weights_on_inputs_are_declined() -> None:

@@ -12,7 +12,7 @@ from moecheck.cases import Case
 from moecheck.formats import to_float64
 from moecheck.mutants import all_mutants
 from moecheck.mutants.call import call_of
-from moecheck.mutants.quantisation import with_requantised
+from moecheck.mutants.quantiser_maths import with_requantised
 from moecheck.oracle import Oracle
 from moecheck.quantizer import Quantizer
 from moecheck.scoring.corpus import corpus, legal_trial, modelled, planted
