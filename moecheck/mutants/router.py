@@ -299,49 +299,6 @@ def softmax_before_choice(call: Call) -> Call:
     return with_slots(call, weights=_up_to_float64(weights, slots_of(call).weights))
 
 
-@mutant(
-    "group_mask_zero_of_positive",
-    "masked groups get the score 0 where every choice score is positive",
-    *ROUTED,
-    when=lambda case: (
-        grouped(case)
-        and routing(case).group_mask == "neg_inf"
-        and routing(case).correction_bias == "none"
-        and routing(case).scoring == "softmax"
-        and not routing(case).choose_by_logits
-        and case.load == "random"
-        and not routing(case).softmax_over_selected
-    ),
-    equivalent="softmax scores are positive, so a masked expert's 0 loses against every expert of a group that is "
-    "kept, as -Inf does.",
-)
-def zero_mask_of_positive_scores(call: Call) -> Call:
-    return with_routing(call, group_mask="zero")
-
-
-@mutant(
-    "zero_weight_slot_elsewhere",
-    "a slot of weight 0 is sent to another expert",
-    "fused_experts",
-    when=lambda case: (
-        has_slots(case)
-        and case.stratum == "random"
-        and case.num_local_experts is None
-        and case.load == "random"
-        and case.num_experts > routing(case).top_k
-    ),
-    equivalent="0 times a finite output is 0, whichever expert computes it.",
-)
-def zero_weight_goes_elsewhere(call: Call) -> Call:
-    slots = slots_of(call)
-    taken = np.zeros((len(slots.ids), call.case.num_experts), bool)
-    np.put_along_axis(taken, slots.ids.astype(np.int64), True, axis=1)
-    free = np.argmin(taken, axis=1)[:, None].astype(slots.ids.dtype)
-    zero = slots.weights == 0.0
-    first = zero & (np.cumsum(zero, axis=1) == 1)  # one slot a token, so that ids stay distinct
-    return with_slots(call, ids=np.where(first, free, slots.ids))
-
-
 @mutant("r_on_input", "the routed scaling factor multiplies the hidden states", "moe_layer", when=has_factor)
 def factor_on_input(call: Call) -> Call:
     scaled = effective_factor(call.case) * to_float64(call.inputs["hidden_states"])

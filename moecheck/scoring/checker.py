@@ -56,7 +56,7 @@ _MUTANTS = (
     _one("tolerance of nothing", "the bound of an element is a tenth of a sigma", "bounds", "z_limit",
          "SLACK * np.sqrt(2 * np.log(2 * max(elements, 1) / FALSE_ALARM))", "0.1 * SLACK"),
     _one("tolerance by the number of elements", "the bound grows with the number of elements, as a sum's would",
-         "bounds", "z_limit", "np.sqrt(2 * np.log(2 * max(elements, 1) / FALSE_ALARM))", "np.sqrt(max(elements, 1))"),
+         "bounds", "z_limit", "np.sqrt(2 * np.log(2 * max(elements, 1) / FALSE_ALARM))", "float(max(elements, 1))"),
     _one("sigma 0 explains all", "where equality is required anything is allowed", "bounds", "value_bound",
          "np.where(explains, z_limit(sigma.size) * np.where(explains, sigma, 0.0) + FLUSHED, 0.0)",
          "np.where(explains, z_limit(sigma.size) * np.where(explains, sigma, 0.0) + FLUSHED, np.inf)"),
