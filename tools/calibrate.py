@@ -31,10 +31,10 @@ from threadpoolctl import threadpool_limits
 from moecheck.bounds import mean_square_limit, z_limit
 from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES
-from moecheck.checks.judge import VALUE_OPS, Limits, judge
+from moecheck.checks.judge import SOME_ROWS, VALUE_OPS, Limits, held_rows, judge
 from moecheck.checks.mean_squares import ROW_FREEDOM
 from moecheck.curated import cases_for, few_shapes
-from moecheck.formats import Float64, to_float64
+from moecheck.formats import AnyArray, Float64, to_float64
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle, call_reference, reference_modules
 from moecheck.registry import Found, discover
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--op", choices=sorted(VALUE_OPS))
     parser.add_argument("--backend")
+    parser.add_argument("--kernel", action="append", help="only this one; may be given several times")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="kernels at a time")
     parser.add_argument("--out", type=Path, default=Path("reports/calibration"))
     a = parser.parse_args()
@@ -68,6 +69,7 @@ def main() -> None:
     ops = {a.op} if a.op else VALUE_OPS
     found = discover([], op=None, backend=a.backend, memory=default_memory(1), jobs=min(a.jobs, 8)).found
     declared = [k for k in found if k.declaration.numerics is not None and k.declaration.op in ops]
+    declared = [k for k in declared if not a.kernel or k.declaration.name in a.kernel]
     # A forked process would share the forkserver of its parent, whose child it is not.
     with ProcessPoolExecutor(max_workers=a.jobs, mp_context=get_context("spawn")) as pool:
         for lines, counts, failed in pool.map(partial(_kernel, count=a.cases, seed=a.seed), declared):
@@ -80,7 +82,9 @@ def main() -> None:
     table = pd.DataFrame(rows)
     table.to_csv(a.out / "calibration.csv", index=False, float_format="%.5g")
     text = (
-        f"$ python tools/calibrate.py --cases {a.cases} --seed {a.seed}\n"
+        f"$ python tools/calibrate.py --cases {a.cases} --seed {a.seed}"
+        + "".join(f" --kernel {name}" for name in a.kernel or ())
+        + "\n"
         + _table(table, alarms)
         + f"\n{time.monotonic() - start:.0f} s\n"
     )
@@ -110,7 +114,8 @@ def _kernel(found: Found, count: int, seed: int) -> tuple[list[dict[str, Any]], 
             alarms += [f"{declaration.name} {case.id}: {j.message}" for j in judged.judgements if j.verdict in FAILURES]
             told = [j.numbers for j in judged.judgements if j.check in ("values", "statistics")]
             numbers = {name: value for part in told for name, value in part.items()}
-            if "slope_error" in numbers and judged.values is not None:
+            if "slope_error" in numbers and judged.values is not None and judged.out is not None:
+                out = to_float64(judged.out)
                 names = {
                     "requantised": declaration.numerics.requantises,
                     "kernel": declaration.name,
@@ -118,15 +123,23 @@ def _kernel(found: Found, count: int, seed: int) -> tuple[list[dict[str, Any]], 
                     "dtype": case.dtype,
                     "case": case.id,
                 }
-                numbers["true_slope_z"] = _true_slope(case, to_float64(outcome.outputs[0]), declaration.numerics)
+                numbers["true_slope_z"] = _true_slope(case, _all_rows(case, outcome.outputs[0]), declaration.numerics)
                 rows.append({**names, **numbers})
                 if declaration.numerics.requantises:  # its z are about the rounded reference
                     continue
                 with np.errstate(divide="ignore", invalid="ignore"):
-                    z = (to_float64(outcome.outputs[0]) - judged.values.true) / judged.values.sigma
+                    z = (out - judged.values.true) / judged.values.sigma
                 counts, _ = np.histogram(z[np.isfinite(z)], GRID)
                 histogram.update({f"{case.dtype} {i}": int(n) for i, n in enumerate(counts)})
     return rows, histogram, alarms
+
+
+def _all_rows(case: Case, output: AnyArray) -> Float64:
+    """The output as [rows, columns], NaN in the rows that may hold anything."""
+    rows = to_float64(output).reshape(-1, output.shape[-1])
+    if case.op in SOME_ROWS:
+        rows = np.where(held_rows(case.inputs())[:, None], rows, np.nan)
+    return rows
 
 
 def _true_slope(case: Case, out: Float64, numerics: Numerics | None) -> float:

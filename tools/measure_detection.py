@@ -22,6 +22,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from moecheck.bounds import z_limit
 from moecheck.cases import Case
@@ -49,9 +50,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     a = parser.parse_args()
     print(f"$ python tools/measure_detection.py --seeds {a.seeds}")
-    with ProcessPoolExecutor(
-        a.jobs, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with ProcessPoolExecutor(a.jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
 
         def share(function: Callable[..., bool], *arguments: object) -> float:
             return float(np.mean([*pool.map(partial(function, *arguments), range(a.seeds))]))
@@ -69,6 +68,12 @@ def main() -> None:
         print(f"\none element of 65,536 moved by so many sigma (limit {z_limit(1 << 16):.1f}):")
         for size in SIGMAS:
             print(f"{size:6.0f} sigma {share(_element_caught, size):9.2f}", flush=True)
+
+
+def _one_thread() -> None:
+    """Many processes with many threads each would only wait for one another."""
+    threadpool_limits(1, "blas")
+    torch.set_num_threads(1)
 
 
 def _found(factor: float) -> Numerics | None:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from wrong_kernel import layer, topk
 
 from moecheck.cases import Case
@@ -81,7 +82,7 @@ def main(seeds: int) -> int:
     print("$ python tools/measure_diagnosis.py" + (f" {seeds}" if len(sys.argv) > 1 else ""))
     print(f"{seeds} seeds each, dtypes {', '.join(DTYPES)} in turn; wrong kernels: float32 NumPy, stores in the dtype.")
     print(f"{'op':14} {'bug':38} {'named':>7} {'rms z':>7} {'reference':>10}  other answers")
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         return _measure(pool, seeds)
 
 
@@ -107,6 +108,11 @@ def _measure(pool: ProcessPoolExecutor, seeds: int) -> int:
         checked += seeds
     print(f"Right kernels with a diagnosis: {wrong} of {checked}.")
     return int(missed > 0 or wrong > 0)
+
+
+def _one_thread() -> None:
+    """Many processes with many threads each would only wait for one another."""
+    threadpool_limits(1, "blas")
 
 
 def _seeded(case: Case, seeds: int) -> list[Case]:
