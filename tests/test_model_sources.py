@@ -71,7 +71,10 @@ def seen(model: Model, config: Any, letter: str) -> tuple[object, object]:
 
 @pytest.mark.parametrize(("name", "model_type", "letter"), CLAIMS)
 def test_a_number_of_the_library_is_the_library_s(name: str, model_type: str, letter: str) -> None:
-    mapping = pytest.importorskip("transformers.models.auto.configuration_auto").CONFIG_MAPPING
+    library = pytest.importorskip(
+        "transformers.models.auto.configuration_auto", reason="compares with transformers, an optional extra"
+    )
+    mapping = library.CONFIG_MAPPING
 
     preset, published = seen(MODELS[name], mapping[model_type](), letter)
 

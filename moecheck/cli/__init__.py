@@ -58,7 +58,7 @@ def run(arguments: list[str] | None = None) -> int:
         code = cli.main(arguments, prog_name="moecheck", standalone_mode=False)
         return code if isinstance(code, int) else PASSED
     except click.exceptions.Abort:
-        return _fail("Interrupted; what was found is kept: go on with --resume DIR.", 130)
+        return _fail(_interrupted(arguments), 130)
     except click.UsageError as error:
         return _fail(error.format_message(), USAGE)
     except click.ClickException as error:
@@ -68,13 +68,21 @@ def run(arguments: list[str] | None = None) -> int:
     except MoecheckError as error:
         return _fail(str(error), USAGE)
     except KeyboardInterrupt:
-        return _fail("Interrupted; what was found is kept: go on with --resume DIR.", 130)
+        return _fail(_interrupted(arguments), 130)
     except BrokenPipeError:  # `moecheck list | head`
         sys.stderr.close()
         return PASSED
     except Exception:
         traceback.print_exc()
         return _fail("moecheck itself broke; please report the lines above.", BROKEN)
+
+
+def _interrupted(arguments: list[str] | None) -> str:
+    """What to do after Ctrl-C: only a run of kernels keeps what it found."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["kernels"]:
+        return "Interrupted; what was found is kept: go on with --resume DIR."
+    return "Interrupted; nothing was kept."
 
 
 def _fail(message: str, code: int) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from moecheck.cli import cli
 from moecheck.kernel import BACKENDS
 from moecheck.ops import OPS
 from tests.cli.command import QUICK, moecheck
@@ -58,3 +59,17 @@ def test_a_new_kernel_of_every_backend_is_python(backend: str, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     assert moecheck("new-kernel", "mine", "--op", "fused_experts", "--backend", backend).code == 0
     compile((tmp_path / "mine.py").read_text(encoding="utf-8"), "mine.py", "exec")
+
+
+@pytest.mark.parametrize(("command", "kept"), [("kernels", True), ("audit", False), ("mutants", False)])
+def test_ctrl_c_offers_to_go_on_only_where_something_is_kept(
+    command: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", interrupted)
+    result = moecheck(command)
+
+    assert result.code == 130
+    assert ("--resume" in result.err) is kept
