@@ -72,8 +72,8 @@ def disagreement_limit(expected: float, *, rows: int) -> float:
     A kernel's accumulation is not ours: blocks, split sums and tensor cores leave more or fewer flips. Measured over
     the built-in kernels (reports/contracts/cpu.txt) their share is at most 1.2 times the simulated one; a store too
     many or too few changes 0.1 or more of the outputs. One flip before the second GEMM changes about a tenth of its
-    token's row, which counts where there are few rows, and one of its largest numbers far more, which counts where there
-    is only one: 0.35 of it measured (situ in fp16, 128 units).
+    token's row, which counts where there are few rows, and one of its largest numbers far more, which counts where
+    there is only one: 0.35 of it measured (situ in fp16, 128 units).
     """
     return 3.0 * expected + 0.02 + (0.2 / rows if rows > 1 else 0.4)
 
