@@ -19,7 +19,7 @@ PREPARED = moecheck.WeightLayout(gate_up="up_first", transposed=True, hidden_mul
     "batched_experts",
     backend="torch",
     name="torch/batched_experts",
-    numerics=moecheck.Numerics(gate_up=INPUT, act_times_up=INPUT),
+    numerics=moecheck.Numerics(before_bias=INPUT, gate_up=INPUT, act_times_up=INPUT),
     weight_layout=TRANSPOSED,
 )
 def batched_experts(
@@ -46,7 +46,7 @@ def batched_experts(
     "fused_experts",
     backend="torch",
     name="torch/batched",
-    numerics=moecheck.Numerics(gate_up=INPUT, act_times_up=INPUT, per_expert=INPUT),
+    numerics=moecheck.Numerics(before_bias=INPUT, gate_up=INPUT, act_times_up=INPUT, per_expert=INPUT),
     deterministic=True,
     weight_layout=PREPARED,
 )
@@ -91,5 +91,6 @@ def fused_experts(
 
 
 def _product(x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x[e] w[e] + bias[e], one store: [E, C, n]."""
-    return torch.bmm(x, w) if bias is None else torch.baddbmm(bias[:, None], x, w)
+    """x[e] w[e], stored, + bias[e], stored: [E, C, n]. baddbmm stores once on CPUs and twice on CUDA."""
+    y = torch.bmm(x, w)
+    return y if bias is None else y + bias[:, None]

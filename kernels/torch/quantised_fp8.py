@@ -218,4 +218,7 @@ def _scaled_mm(x: torch.Tensor, w: torch.Tensor, x_scale: torch.Tensor, w_scale:
         raise moecheck.Unsupported(f"_scaled_mm on CUDA takes multiples of 16, not a weight of {list(w.shape)}")
     if x.is_cuda and x_scale.ndim:  # row-wise scales give bf16 only
         raise moecheck.Unsupported("_scaled_mm on CUDA rounds row-wise products to bf16")
-    return torch._scaled_mm(x.contiguous(), w.T, scale_a=x_scale, scale_b=w_scale, out_dtype=torch.float32)
+    rows = len(x)
+    if x.is_cuda and rows % 16:  # cuBLAS has no fp32 result for 3 rows, say
+        x = torch.nn.functional.pad(x.view(torch.uint8), (0, 0, 0, -rows % 16)).view(x.dtype)
+    return torch._scaled_mm(x.contiguous(), w.T, scale_a=x_scale, scale_b=w_scale, out_dtype=torch.float32)[:rows]

@@ -47,9 +47,10 @@ def to_numpy(value: Any) -> AnyArray:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         tensor = value.detach().cpu().resolve_conj().resolve_neg()
-        if tensor.dtype == torch.bfloat16:
-            bits = tensor.contiguous().view(torch.int16).numpy()
-            return np.array(bits.view(ml_dtypes.bfloat16), copy=True)
+        name = str(tensor.dtype).removeprefix("torch.")
+        if name.startswith(("bfloat16", "float8")):  # which Tensor.numpy takes in no or not in all versions of torch
+            bits = tensor.contiguous().view(torch.int16 if name == "bfloat16" else torch.uint8).numpy()
+            return np.array(bits.view(getattr(ml_dtypes, name)), copy=True)
         return np.array(tensor.numpy(), copy=True)
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(value, jax.Array):

@@ -47,7 +47,8 @@ def host_integer(name: str, value: object) -> int:
 
 def _of_torch(torch: Any, value: Any) -> AnyArray:
     tensor = value.detach().cpu().resolve_conj().resolve_neg()
-    if tensor.dtype == torch.bfloat16:  # NumPy knows it by ml_dtypes only; a view as int16 keeps strides
-        bits: AnyArray = tensor.view(torch.int16).numpy()
-        return bits.view(ml_dtypes.bfloat16)
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name.startswith(("bfloat16", "float8")):  # NumPy knows them by ml_dtypes only; a view as integers keeps strides
+        bits: AnyArray = tensor.view(torch.int16 if name == "bfloat16" else torch.uint8).numpy()
+        return bits.view(getattr(ml_dtypes, name))
     return np.asarray(tensor.numpy())

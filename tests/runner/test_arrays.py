@@ -9,6 +9,7 @@ import torch
 
 from moecheck.formats import AnyArray
 from moecheck.runner.arrays import device_of, overwritten, to_native, to_numpy
+from moecheck.testing.host import host_array
 
 ALL_BITS = np.arange(1 << 16, dtype=np.uint16)
 
@@ -20,6 +21,24 @@ def test_all_bit_patterns_survive(backend: str, dtype: type[np.generic]) -> None
     back = to_numpy(to_native(array, backend))
     assert back.dtype == array.dtype
     assert back.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float8_e4m3fnuz"])
+def test_fp8_survives_in_versions_of_torch_whose_numpy_does_not_know_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = torch.Tensor.numpy
+
+    def numpy(tensor: torch.Tensor) -> AnyArray:  # as torch 2.11
+        if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1:
+            raise TypeError(f"Got unsupported ScalarType {tensor.dtype}")
+        return plain(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "numpy", numpy)
+    array: AnyArray = np.arange(256, dtype=np.uint8).view(getattr(ml_dtypes, name))
+    for back in (to_numpy(to_native(array, "torch")), host_array("x", to_native(array, "torch"))):
+        assert back.dtype == array.dtype
+        assert back.tobytes() == array.tobytes()
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax", "numpy"])

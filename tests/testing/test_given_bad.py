@@ -72,7 +72,7 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "torch fp8",
         changed(w2=torch.zeros(4, 64, 32).to(torch.float8_e4m3fn)),
         {},
-        "w2 cannot be read: torch.float8_e4m3fn",
+        "w2 has dtype float8_e4m3fn, expected",
     ),
     ("two formats", changed(w2=lambda a: a.astype(np.float16)), {}, "w2 is fp16 and hidden_states is bf16"),
     ("float ids", changed(topk_ids=lambda a: a.astype(np.float32)), {}, "topk_ids has dtype float32, expected int32"),
