@@ -34,15 +34,20 @@ class Noise(NamedTuple):
 
 
 def expert_variants(x: Float64, weights: Weights, spec: ExpertSpec, stores: Numerics, noise: Noise) -> Float64:
-    """Output z of one expert in every variant, [V, n, H]. x: [n, H] as the kernel was given it, without error.
+    """Output z of one expert in every variant, [V, n, H].
 
-    The second product is computed once in float64; what a variant's h differs by from the reference's is multiplied in
-    fp32, which is exact enough for a difference.
+    x: [n, H] as the kernel was given it, without error, or [V, n, H] where each variant computed its own.
+    Products are computed once in float64, of the first variant's x and of the reference's h; what another variant's
+    differ by is multiplied in fp32, which is exact enough for a difference.
     """
     if stores.a1_quant is not None:
-        x = quantized(x, stores.a1_quant, weights.a1).value
-    y = exact_linear_estimate(x, whole(x, weights.w13), accumulate=stores.accumulate)
-    gate_up = _hidden(_with_errors(y, x, weights.w13, stores, noise), weights.b13, stores.gate_up, stores)
+        x = quantized(x.reshape(-1, x.shape[-1]), stores.a1_quant, weights.a1).value.reshape(x.shape)
+    first = x if x.ndim == 2 else x[0]
+    y = exact_linear_estimate(first, whole(first, weights.w13), accumulate=stores.accumulate)
+    products = _with_errors(y, first, weights.w13, stores, noise)
+    if x.ndim == 3:
+        products += _of_differences(x - first, weights.w13)
+    gate_up = _hidden(products, weights.b13, stores.gate_up, stores)
     shape = gate_up.shape
     errors = noise.normal(shape)
     errors *= FUNCTION_ULPS * 2.0**-23
@@ -52,10 +57,10 @@ def expert_variants(x: Float64, weights: Weights, spec: ExpertSpec, stores: Nume
     exact = _hidden(y.value, weights.b13, stores.gate_up, stores)
     middle = _quantized_all(activated(exact, spec, stores), stores, weights.a2)
     with np.errstate(invalid="ignore", over="ignore"):
-        apart = (h.reshape(noise.variants, *middle.shape) - middle).astype(np.float32)
+        apart = h.reshape(noise.variants, *middle.shape) - middle
         y = exact_linear_estimate(middle, whole(middle, weights.w2), accumulate=stores.accumulate)
         z = _with_errors(y, middle, weights.w2, stores, noise)
-        z += (apart.reshape(-1, middle.shape[1]) @ weights.w2.astype(np.float32).T).reshape(z.shape)
+        z += _of_differences(apart, weights.w2)
     return _hidden(z, weights.b2, stores.per_expert, stores)
 
 
@@ -68,6 +73,13 @@ def finished_sum(y: Float64, fmt: str, noise: Noise) -> Float64:
 def products_with_errors(x: Float64, w: Float64, stores: Numerics, noise: Noise) -> Float64:
     """Products x W^T with the errors of a kernel's sums in every variant, [V, n, N]. x: [n, K], the same in all."""
     return _with_errors(exact_linear_estimate(x, whole(x, w), accumulate=stores.accumulate), x, w, stores, noise)
+
+
+def _of_differences(apart: Float64, w: Float64) -> npt.NDArray[np.float32]:
+    """What variants' inputs differ by, [V, n, K], times W^T: [V, n, N]."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        product = apart.astype(np.float32).reshape(-1, apart.shape[-1]) @ w.astype(np.float32).T
+    return product.reshape(*apart.shape[:-1], len(w))
 
 
 def _with_errors(y: Estimate, x: Float64, w: Float64, stores: Numerics, noise: Noise) -> Float64:

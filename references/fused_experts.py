@@ -207,7 +207,8 @@ def variants(
                 t, s = tokens[part], slots[part]
                 w = scale[:, t, s][..., None]
                 if spec.weight_on_input:
-                    y = expert_variants(rounded(w[0] * x[t], stores.weighted), weights, spec, stores, noise)
+                    w = w if topk_weights.ndim == 3 else w[0]
+                    y = expert_variants(rounded(w * x[t], stores.weighted), weights, spec, stores, noise)
                 else:
                     y = rounded(expert_variants(x[t], weights, spec, stores, noise) * w, stores.weighted)
                 rows = (np.arange(noise.variants)[:, None] * len(x) + t).ravel()  # a variant's tokens follow another's

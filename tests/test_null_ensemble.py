@@ -12,6 +12,7 @@ from moecheck import ExpertSpec, MoESpec, Numerics, Quantizer, RoutingSpec
 from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES
 from moecheck.checks.judge import Limits, judge
+from moecheck.checks.statistics import reproduces
 from moecheck.formats import store
 from moecheck.null_ensemble import VARIANTS, limit_of, normal_numbers, usual_limit, usual_row
 from moecheck.oracle import Oracle, call_reference, reference_modules
@@ -78,6 +79,28 @@ def test_weights_that_multiply_inputs_are_simulated_too() -> None:
     assert oracle.values(case, numerics).ensemble is not None
     for out in simulated(case, numerics, oracle, key="others")[:2]:
         assert judge(case, (out,), oracle, Limits(), numerics).judgements[-1].verdict not in FAILURES
+
+
+def test_each_simulated_layer_quantises_inputs_that_its_own_weights_multiplied() -> None:
+    """Where the largest of a row is 7 2^n, bf16 numbers are ties of e4m3, and the last bit of w decides them all."""
+    routing = RoutingSpec(top_k=1, scoring="sigmoid", choose_by_logits=True)
+    spec = MoESpec(routing=routing, experts=ExpertSpec(weight_on_input=True))
+    numerics = Numerics(a1_quant=Quantizer(), a2_quant=Quantizer())
+    case = case_of("moe_layer", spec=spec, tokens=24)
+    inputs = dict(case.inputs())
+    x = np.clip(np.asarray(inputs["hidden_states"], np.float64), -3.0, 3.0)
+    x[:, 0] = 3.5
+    inputs["hidden_states"] = store(x, case.dtype)
+    oracle = Oracle(load=lambda _: inputs)
+    values = oracle.values(case, numerics)
+    assert values.ensemble is not None
+    differing = (values.ensemble.errors != 0.0).any(axis=2)
+    assert 0.1 < differing.mean() < 0.9
+    assert len({row.tobytes() for row in differing}) == VARIANTS
+    for out in simulated(case, numerics, oracle, key="others"):
+        assert reproduces(np.asarray(out, np.float64), values)
+        judged = judge(case, (out,), oracle, Limits(), numerics, declared=False)
+        assert [j.message for j in judged.judgements if j.verdict in FAILURES] == []
 
 
 def test_an_ensemble_is_the_same_each_time_and_near_the_reference() -> None:

@@ -62,7 +62,7 @@ def judge_statistics(
         step=np.where(used, step, 0.0),
     )
     found = [
-        *_disagreement(sample, compared=bits, count=len(out)),
+        *_disagreement(sample, compared=bits),
         *_slopes(sample, bias=bias, row_bias=row_bias, row=row, elementwise=elementwise),
         *_mean(sample, bias=bias),
         *limited_mean_squares(sample, row=row, groups=groups or {}),
@@ -87,8 +87,7 @@ def reproduces(out: Float64, expected: Values) -> bool:
         used = np.isfinite(out) & np.isfinite(expected.rounded) & (expected.sigma > FLUSHED)
     if expected.model is None or not used.any():
         return True
-    limit = disagreement_limit(float(expected.model.disagreement[used].mean()), rows=len(out))
-    return bool((out != expected.rounded)[used].mean() <= limit)
+    return bool((out != expected.rounded)[used].mean() <= _most_disagreement(expected, expected.model, used))
 
 
 def judge_near_slope(out: Float64, expected: Values, *, bias: float) -> Judgement | None:
@@ -135,17 +134,22 @@ def _finite_rows(model: ErrorModel, used: Bool) -> tuple[ErrorModel, Bool]:
     return replace(model, **kept), used & finite[:, None]
 
 
-def _disagreement(sample: Sample, *, compared: bool, count: int) -> Iterator[Statistic]:
+def _most_disagreement(expected: Values, model: ErrorModel, used: Bool) -> float:
+    """The largest share of the elements used whose bits an honest kernel has otherwise than the rounded reference."""
+    count = len(used)
+    if expected.ensemble is None:
+        return disagreement_limit(float(model.disagreement[used].mean()), rows=count)
+    shares = [float((errors != 0.0)[used].mean()) for errors in expected.ensemble.errors]
+    return disagreement_limit(max(shares), rows=count) + 1.0 / count  # one flip changes most of a row
+
+
+def _disagreement(sample: Sample, *, compared: bool) -> Iterator[Statistic]:
     """Share of elements whose bits are not those of the rounded reference."""
     if compared:
-        limit = disagreement_limit(float(sample.model.disagreement[sample.used].mean()), rows=count)
-        if sample.expected.ensemble is not None:  # one flip changes most of a row
-            shares = [float((errors != 0.0)[sample.used].mean()) for errors in sample.expected.ensemble.errors]
-            limit = disagreement_limit(max(shares), rows=count) + 1.0 / count
         yield Statistic(
             name="disagreement",
             value=float((sample.error != 0.0)[sample.used].mean()),
-            limit=limit,
+            limit=_most_disagreement(sample.expected, sample.model, sample.used),
             said="{value:.2%} of the elements have other bits than the reference that rounds where this kernel does "
             "({limit:.2%} is normal): on this case it rounds elsewhere, or its values are slightly off.",
             where={},
@@ -215,7 +219,7 @@ def _usual_row(sample: Sample, *, bias: float, row: str, bits: bool) -> Iterator
     counts = sample.used.sum(axis=1)[rows]
     pooled = np.array([np.sqrt(squares.by_row[rows] / counts) for squares in sample.simulated])
     sizes = _sizes(sample, sample.expected.rounded)[rows]
-    off = min([1.0, *(statistic.limit for statistic in _disagreement(sample, compared=bits, count=len(sample.used)))])
+    off = min([1.0, *(statistic.limit for statistic in _disagreement(sample, compared=bits))])
     last_place = np.sqrt(off) * float(_sizes(sample, sample.step)[rows].max())
     own = np.sqrt(sample.squares.by_row[rows] / counts)
     yield Statistic(

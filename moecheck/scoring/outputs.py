@@ -23,6 +23,7 @@ def honest_outputs(case: Case, oracle: Oracle, variant: Variant) -> tuple[AnyArr
         return (store(output_of(call, variant).astype(np.float64), case.dtype),)
     if case.op == "topk_routing":
         return _routed(call, variant)
+    assert case.op in STRUCTURES, f"no legal variant takes the inputs of {case.id}"
     return stored_structures(case, oracle.outputs(case))
 
 

@@ -27,7 +27,8 @@ OPS = ("unpermute", "grouped_gemm", "act_and_mul", "fused_experts", "moe_layer")
 ROUTING_ULPS = 2  # by which a routing weight computed in fp32 may be off
 KNOWN_INPUTS = frozenset(
     {
-        "hidden_states", "router_logits", "correction_bias", "per_expert_scale", "topk_weights", "topk_ids", "w13",
+        "hidden_states", "router_logits", "correction_bias", "per_expert_scale", "token_ids", "tid2eid",
+        "topk_weights", "topk_ids", "w13",
         "w2", "w13_bias", "w2_bias", "expert_map", "shared_w13", "shared_w2", "shared_gate", "permuted",
         "inv_permuted_idx", "x", "w", "expert_ends", "bias",
     }

@@ -43,6 +43,17 @@ def test_no_legal_variant_is_accused(name: str) -> None:
         assert not result.failed, (variant.words(), case.id, result.message)
 
 
+@pytest.mark.parametrize("name", ["layer-hashed", "layer-sparsemixer", "layer-zero-experts", "layer-fused-shared"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_no_variant_is_accused_on_a_layer_of_rare_semantics(name: str, number: int) -> None:
+    case = next(case for case in corpus("moe_layer", "quick", 0) if case.name == name)
+    oracle = Oracle()
+    for requantised_too in (False, True):
+        variant = variant_of(number, requantised=requantised_too, known=("declared", "found"))
+        result = judged(case, honest_outputs(case, oracle, variant), oracle, variant)
+        assert not result.failed, (variant.words(), result.message)
+
+
 def test_variants_differ_from_each_other_and_not_from_the_mathematics() -> None:
     oracle = Oracle()
     true = oracle.values(SMALL, None).true
