@@ -14,7 +14,6 @@ from torch.nn import functional
     name="torch/act_and_mul",
     numerics=moecheck.Numerics(act_times_up=INPUT),
     deterministic=True,
-    batch_invariant=True,
 )
 def act_and_mul(*, x: torch.Tensor, spec: moecheck.ExpertSpec) -> torch.Tensor:
     """act(gate) * up of each row, or act(x) when the spec is not gated.

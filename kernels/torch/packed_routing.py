@@ -16,7 +16,6 @@ LARGEST_ID = (1 << 15) - 1  # the id has the upper 16 bits of a signed integer
     name="torch/packed_topk_routing",
     numerics=moecheck.Numerics(topk_weights="bf16", out="fp32"),
     deterministic=True,
-    batch_invariant=True,
     tie="lowest_index",
 )
 def packed_topk_routing(

@@ -11,9 +11,11 @@ import torch
 from moecheck import RoutingSpec, Unsupported
 from moecheck.formats import to_float64
 from moecheck.kernels.third_party import transformers_routers as routers
+from moecheck.kernels.torch.packed_routing import packed_topk_routing
 from moecheck.kernels.torch.routing import topk_routing
 from moecheck.references.topk_routing import topk_routing as reference
 from moecheck.references.topk_routing import weights_of_ids
+from moecheck.spec import Scoring
 from tests.bounds import U32, routing_weight_bound
 from tests.kernels.experts_case import Kernel, name_of
 from tests.kernels.routing_cases import LARGEST, NOAUX, OVER_SELECTED, SPARSE, SPECS, UNGROUPED, routing_inputs
@@ -112,3 +114,17 @@ def test_library_routers_decline_non_finite_logits() -> None:
 def test_a_bias_that_is_not_given_is_declined() -> None:
     with pytest.raises(Unsupported, match="correction_bias"):
         topk_routing(router_logits=torch.zeros(1, 8), spec=UNGROUPED)
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "sqrt_softplus"])
+@pytest.mark.parametrize("kernel", [topk_routing, packed_topk_routing], ids=name_of)
+def test_none_promises_batch_invariance_that_torch_s_elementwise_functions_break(
+    kernel: Kernel, scoring: Scoring
+) -> None:
+    logits = torch.from_numpy(np.random.default_rng(0).normal(0.0, 5.0, (77, 8)).astype(np.float32))
+    spec = RoutingSpec(top_k=6, scoring=scoring)
+    whole, _ = kernel(router_logits=logits, spec=spec)
+    halves = [kernel(router_logits=logits[:rows], spec=spec)[0] for rows in range(1, 77)]
+    same = all(torch.equal(half, whole[: len(half)]) for half in halves)
+    promised = kernel.__moecheck__.batch_invariant  # type: ignore[attr-defined]
+    assert same or not promised
