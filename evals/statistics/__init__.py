@@ -1,0 +1,1 @@
+"""Statistics of two arms that answered the same questions; pure functions on counts and arrays."""
