@@ -128,14 +128,24 @@ def router_arguments(call: Call) -> dict[str, Any]:
     return {"spec": call.case.spec.routing, **{name: call.inputs[name] for name in names if name in call.inputs}}
 
 
+def flat(output: AnyArray) -> AnyArray:
+    """An output as [rows, columns], whatever it is indexed by."""
+    return output.reshape(-1, output.shape[-1])
+
+
+def shaped(call: Call, rows: AnyArray) -> AnyArray:
+    """An output [rows, columns] in the op's own shape."""
+    if call.case.op == "batched_experts":
+        return rows.reshape(call.inputs["hidden_states"].shape)
+    return rows.reshape(*call.inputs["topk_ids"].shape, -1) if call.case.op == "expert_outputs" else rows
+
+
 def value(mutation: Mutation) -> Float64:
     """The mutation's unrounded output [rows, columns]."""
     if isinstance(mutation, Call):
         module = reference_modules()[mutation.case.op]
-        out: Float64 = call_reference(
-            getattr(module, mutation.case.op), mutation.case, mutation.inputs, **_topk(mutation)
-        )
-        return out
+        function = getattr(module, mutation.case.op)
+        return flat(call_reference(function, mutation.case, mutation.inputs, **_topk(mutation)))
     if isinstance(mutation, tuple):
         return _sum([of_term(term, value(term.call)) for term in mutation])
     assert not isinstance(mutation, Outputs), "structures have no value"
@@ -168,10 +178,9 @@ def rounded(mutation: Mutation, numerics: Numerics | None, dtype: str) -> Float6
     contract = (numerics or Numerics()).resolve(dtype)
     if isinstance(mutation, Call):
         function = getattr(reference_modules()[mutation.case.op], mutation.case.op)
-        out: Float64 = call_reference(
-            function, mutation.case, mutation.inputs, numerics=contract, dtype=dtype, **_topk(mutation)
+        return flat(
+            call_reference(function, mutation.case, mutation.inputs, numerics=contract, dtype=dtype, **_topk(mutation))
         )
-        return out
     if isinstance(mutation, tuple):
         mutation = _sum([of_term(term, rounded(term.call, numerics, dtype)) for term in mutation])
     assert not isinstance(mutation, Outputs), "structures have no value"

@@ -33,9 +33,10 @@ class Maths:
         return np.minimum(a, limit) if limit is not None and not before else a
 
     def up(self, up: Float64) -> Float64:
-        """The factor of the activation, clamped and shifted as the spec says."""
-        limit = self.spec.swiglu_limit
-        return (np.clip(up, -limit, limit) if limit is not None else up) + self.beta
+        """The factor of the activation, clamped, bent and shifted as the spec says."""
+        limit, beta = self.spec.swiglu_limit, self.spec.situ_up_beta
+        up = np.clip(up, -limit, limit) if limit is not None else up
+        return (up if beta is None else beta * np.tanh(up / beta)) + self.beta
 
 
 Function = Callable[[Maths, Float64, Float64], Float64]
@@ -52,15 +53,26 @@ def right_product(x: Float64, w: Float64) -> Float64:
     return x @ w.T
 
 
+def as_it_is(values: Float64) -> Float64:
+    """Values that are stored nowhere."""
+    return values
+
+
 def value_by(
-    call: Call, function: Function = right_hidden, first: Multiply = right_product, second: Multiply = right_product
+    call: Call,
+    function: Function = right_hidden,
+    first: Multiply = right_product,
+    second: Multiply = right_product,
+    latent: Callable[[Float64], Float64] = as_it_is,
 ) -> Float64:
     """The call's output with h = function(maths, gate, up) in each expert, shared ones too; up is 1 where not gated.
 
-    first, second: the products of the two GEMMs, without their biases; grouped_gemm has the first only.
+    first, second: the products of the two GEMMs, without their biases; grouped_gemm has the first only. latent: how
+    the experts' input is stored where the layer computes it.
     """
+    spec = call.case.spec.experts
     if call.case.op == "act_and_mul":
-        return _hidden(call, to_float64(call.inputs["x"]), function)
+        return _hidden(spec, to_float64(call.inputs["x"]), function)
     if call.case.op == "grouped_gemm":
         return _groups(call, first)
     inputs, x = call.inputs, to_float64(call.inputs["hidden_states"])
@@ -71,17 +83,23 @@ def value_by(
     layer = call.case.op == "moe_layer"
     module, routing = reference_modules()["moe_layer"], call.case.spec.routing
     rows = module._weight_rows(ids, call.case.num_experts, routing) if layer else ids
-    out = np.zeros(x.shape)
+    narrow = layer and call.case.spec.latent_experts
+    each = latent(right_product(x, to_float64(inputs["latent_down"]))) if narrow else x
+    out = np.zeros(each.shape)
     for expert in np.unique(rows[rows >= 0]):
         tokens, chosen = np.nonzero(rows == expert)
         w = slots.weights[tokens, chosen][:, None]
-        on_input = call.case.spec.experts.weight_on_input
-        g = first(w * x[tokens] if on_input else x[tokens], to_float64(inputs["w13"][expert]))
+        g = first(w * each[tokens] if spec.weight_on_input else each[tokens], to_float64(inputs["w13"][expert]))
         g = g + to_float64(inputs["w13_bias"][expert]) if "w13_bias" in inputs else g
-        z = second(_hidden(call, g, function), to_float64(inputs["w2"][expert]))
+        z = second(_hidden(spec, g, function), to_float64(inputs["w2"][expert]))
         z = z + to_float64(inputs["w2_bias"][expert]) if "w2_bias" in inputs else z
-        out[tokens] += z if on_input else w * z  # a token meets an expert once
-    return out if not layer else out * module._output_factor(routing) + _shared(call, x, function, first, second)
+        out[tokens] += z if spec.weight_on_input else w * z  # a token meets an expert once
+    if narrow:
+        out = right_product(out, to_float64(inputs["latent_up"]))
+    if not layer:
+        return out
+    out = out * module._output_factor(routing) + _shared(call, x, function, first, second)
+    return out * call.case.spec.sum_factor
 
 
 def _groups(call: Call, product: Multiply) -> Float64:
@@ -109,14 +127,13 @@ def _shared(call: Call, x: Float64, function: Function, first: Multiply, second:
         part = x * weights * module._output_factor(call.case.spec.routing)
     if kind == "none":
         return part
-    hidden = _hidden(call, first(x, to_float64(inputs["shared_w13"])), function)
+    hidden = _hidden(call.case.spec.shared, first(x, to_float64(inputs["shared_w13"])), function)
     shared = second(hidden, to_float64(inputs["shared_w2"]))
     if kind == "gated":
         shared = shared * module.sigmoid(x @ to_float64(inputs["shared_gate"]))[:, None]
     return part + shared
 
 
-def _hidden(call: Call, gate_up: Float64, function: Function) -> Float64:
-    spec = call.case.spec.experts
+def _hidden(spec: ExpertSpec, gate_up: Float64, function: Function) -> Float64:
     gate, up = reference_modules()["act_and_mul"].split(gate_up, spec)
     return function(Maths(spec=spec), gate, np.ones(gate.shape) if up is None else up)

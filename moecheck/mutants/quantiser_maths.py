@@ -85,7 +85,7 @@ def with_requantised(
             gate, up = _stored(gate, stores.gate_up), _stored(up, stores.gate_up)
         return _stored(right_hidden(maths, gate, up), stores.act_times_up)
 
-    return value_by(call, between, first=first, second=second)
+    return value_by(call, between, first=first, second=second, latent=lambda rows: _stored(rows, stores.gate_up))
 
 
 def _stored(values: Float64, name: str) -> Float64:

@@ -17,12 +17,12 @@ from moecheck.formats import AnyArray, store, to_float64
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
 
-from .call import Call, Mutation, Outputs, Prediction, Slots, call_of, predict, rounded, slots_of, value
+from .call import Call, Mutation, Outputs, Prediction, Slots, call_of, predict, rounded, shaped, slots_of, value
 
 AnyChange = TypeVar("AnyChange", bound=Callable[..., Mutation])
 PACKAGE = "moecheck.mutants"
 # What kernels return is not a sum: their mutants are outputs, or calls with other inputs.
-STRUCTURES = frozenset({"align_block_size", "permute", "problem_sizes", "shuffle_rows"})
+STRUCTURES = frozenset({"align_block_size", "expert_counts", "permute", "problem_sizes", "shuffle_rows"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +197,8 @@ def mutated_outputs(one: Mutant, case: Case, oracle: Oracle, numerics: Numerics 
         slots = slots_of(mutation)
         with np.errstate(over="ignore", invalid="ignore"):
             return slots.weights.astype(np.float32), slots.ids.astype(np.int32)
-    return (store(to_float64(rounded(mutation, numerics, case.dtype)), case.dtype),)
+    out = store(to_float64(rounded(mutation, numerics, case.dtype)), case.dtype)
+    return (shaped(call_of(case, oracle), out),)
 
 
 def structures_of(mutation: Mutation) -> tuple[AnyArray, ...]:

@@ -14,9 +14,27 @@ from moecheck.quantization import SCHEMES
 from .variants import CLASSES, REQUANTISED, Variant, variant_of
 
 # Schemes of quantised weights, of each way of scaling one.
-WEIGHTS = ("fp8-block", "fp8-channel", "int4-group32", "int4-group64-zeros", "mxfp4", "nvfp4", "nvfp4-swizzled")
+WEIGHTS = (
+    "fp8-block",
+    "fp8-channel",
+    "fp8-tensor-static",
+    "int4-group32",
+    "int4-group64-zeros",
+    "mxfp4",
+    "nvfp4",
+    "nvfp4-swizzled",
+)
 VARIANTS = 64  # of a seed, from which one is taken whose contract a mutant needs
-JUDGED_OPS = ("fused_experts", "moe_layer", "grouped_gemm", "act_and_mul", "unpermute", "topk_routing")
+REQUANTISED_OPS = ("fused_experts", "moe_layer")
+JUDGED_OPS = (
+    *REQUANTISED_OPS,
+    "grouped_gemm",
+    "act_and_mul",
+    "unpermute",
+    "topk_routing",
+    "expert_outputs",
+    "batched_experts",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,18 +57,8 @@ def corpus(op: str, profile: str, seed: int) -> tuple[Case, ...]:
     """The profile's cases of an op with tokens, smallest first: a mutant is given up where it is first seen."""
     quantizations = tuple(SCHEMES[name] for name in WEIGHTS) if op == "fused_experts" else ()
     found = cases_for(op, profile=profile, seed=seed, quantizations=quantizations)
-    cases = [case for case in found if case.num_tokens and modelled(case)]
+    cases = [case for case in found if case.num_tokens]
     return tuple(sorted(cases, key=lambda case: (case.elements, case.num_tokens)))
-
-
-def modelled(case: Case) -> bool:
-    """Whether the legal variants and the mutants written as formulas know the case's semantics.
-
-    They know nothing of latent experts, of a factor on the sum, of shared experts of another kind and of static scales.
-    """
-    spec, weights = case.spec, case.spec.experts.quantization
-    plain = spec.shared_spec is None and not spec.latent_experts and spec.sum_factor == 1.0
-    return case.op == "topk_routing" or (plain and (weights is None or not weights.static_activations))
 
 
 def planted(op: str, seed: int, mutants: tuple[Mutant, ...]) -> list[Planted]:
@@ -82,7 +90,7 @@ def legal_trial(name: str, number: int) -> tuple[Case, Variant]:
     name: key of CLASSES.
     """
     requantised = name == "fp8"
-    ops = JUDGED_OPS[:2] if requantised else JUDGED_OPS
+    ops = REQUANTISED_OPS if requantised else JUDGED_OPS
     op = ops[number % len(ops)]
     cases = corpus(op, "default", number % 4)
     drawn = cases[number // len(ops) % len(cases)]

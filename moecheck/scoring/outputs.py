@@ -8,7 +8,7 @@ from moecheck import draw
 from moecheck.cases import Case
 from moecheck.formats import AnyArray, Float64, store
 from moecheck.mutants import Mutant, mutated_outputs
-from moecheck.mutants.call import Call, Mutation, Outputs, call_of, of_term, slots_of
+from moecheck.mutants.call import Call, Mutation, Outputs, call_of, of_term, shaped, slots_of
 from moecheck.mutants.registry import STRUCTURES, stored_structures, structures_of
 from moecheck.oracle import Oracle
 
@@ -20,7 +20,7 @@ def honest_outputs(case: Case, oracle: Oracle, variant: Variant) -> tuple[AnyArr
     """What the variant returns on the case itself, in storage dtypes."""
     call = call_of(case, oracle)
     if takes(call):
-        return (store(output_of(call, variant).astype(np.float64), case.dtype),)
+        return (_stored(output_of(call, variant).astype(np.float64), call),)
     if case.op == "topk_routing":
         return _routed(call, variant)
     assert case.op in STRUCTURES, f"no legal variant takes the inputs of {case.id}"
@@ -39,7 +39,12 @@ def outputs_with(one: Mutant, case: Case, oracle: Oracle, variant: Variant) -> t
         return _routed(mutation, variant)
     if not takes(call):
         return mutated_outputs(one, case, oracle, variant.contract)
-    return (store(_value(mutation, call, oracle, variant), case.dtype),)
+    return (_stored(_value(mutation, call, oracle, variant), call),)
+
+
+def _stored(rows: Float64, call: Call) -> AnyArray:
+    """The output [rows, columns] in the case's dtype and the op's own shape."""
+    return shaped(call, store(rows, call.case.dtype))
 
 
 def _value(mutation: Mutation, call: Call, oracle: Oracle, variant: Variant) -> Float64:

@@ -15,9 +15,10 @@ from moecheck.mutants.call import call_of
 from moecheck.mutants.quantiser_maths import with_requantised
 from moecheck.oracle import Oracle
 from moecheck.quantizer import Quantizer
-from moecheck.scoring.corpus import corpus, legal_trial, modelled, planted
+from moecheck.scoring.corpus import JUDGED_OPS, corpus, legal_trial, planted
 from moecheck.scoring.outputs import honest_outputs, outputs_with
-from moecheck.scoring.variant_kernel import output_of, requantised
+from moecheck.scoring.variant_kernel import output_of, takes
+from moecheck.scoring.variant_maths import requantised
 from moecheck.scoring.variants import CLASSES, REQUANTISED, STORES, Variant, chunks_of, variant_of
 from moecheck.scoring.verdicts import judged
 from moecheck.spec import MoESpec, RoutingSpec
@@ -118,11 +119,10 @@ def test_quantised_mutants_get_a_contract_that_they_are_about() -> None:
     assert names == {one.id for one in all_mutants() if "fused_experts" in one.ops}
 
 
-def test_the_corpus_is_that_of_a_run_less_what_variants_do_not_know() -> None:
-    cases = corpus("moe_layer", "quick", 0)
-    assert cases
-    assert all(case.num_tokens and modelled(case) for case in cases)
-    assert not modelled(replace(cases[0], spec=replace(cases[0].spec, sum_factor=2.0)))
+def test_every_case_of_the_corpus_has_a_variant() -> None:
+    for op in JUDGED_OPS:
+        for case in corpus(op, "default", 1):
+            assert op == "topk_routing" or takes(call_of(case, Oracle())), case.id
 
 
 def test_quantised_weights_are_read_as_numbers() -> None:
