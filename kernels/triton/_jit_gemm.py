@@ -3,6 +3,7 @@
 """Device code: grouped GEMMs over blocks of one expert each.
 
 A block's rows are pairs = token * top_k + slot from sorted_token_ids, its weights are those of expert_ids[block].
+EVEN_K, EVEN_N: the sizes are multiples of the tiles, so that the loops need no masks on them.
 """
 
 import triton
@@ -29,62 +30,90 @@ def gated(gate, up, LIMIT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr
 
 
 @triton.jit
+def tile_of_program(padded_rows, column_tiles, BLOCK_M: tl.constexpr, GROUP_M: tl.constexpr):
+    """This program's block of rows and tile of columns; a block beyond the last one where it has nothing to do.
+
+    GROUP_M blocks of rows take turns at one tile of columns, so that blocks of one expert share its weights in L2.
+    """
+    blocks = padded_rows // BLOCK_M
+    program = tl.program_id(0)
+    group = program // (GROUP_M * column_tiles)
+    size = tl.maximum(tl.minimum(blocks - group * GROUP_M, GROUP_M), 1)
+    inside = program % (GROUP_M * column_tiles)
+    return tl.where(program < blocks * column_tiles, group * GROUP_M + inside % size, blocks), inside // size
+
+
+@triton.jit(do_not_specialize=["num_pairs"])
 def gate_up_kernel(
-    x, w13, bias, h, sorted_token_ids, expert_ids, num_tokens_post_padded, num_pairs, inter, hidden,
+    x, w13, bias, topk_weights, h, sorted_token_ids, expert_ids, num_tokens_post_padded, num_pairs, inter, hidden,
     stride_x, stride_we, stride_wn, stride_bias, stride_h,
-    TOP_K: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    TOP_K: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHTED: tl.constexpr,
+    EVEN_N: tl.constexpr, EVEN_K: tl.constexpr,
     LIMIT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, ACTIVATION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """h[pair] = act(W_gate x) * (W_up x), both products accumulated in fp32 and stored once, as h."""
-    block = tl.program_id(0)
-    if block * BLOCK_M >= tl.load(num_tokens_post_padded):
+    """h[pair] = act(W_gate x) * (W_up x), both products accumulated in fp32 and stored once, as h.
+
+    One product with the rows of gate and up taken in turns: an accumulator's neighbours are then a gate and its up. A
+    weight on the input multiplies the products, W (w x) = w (W x), which rounds nothing more.
+    """
+    padded_rows = tl.load(num_tokens_post_padded)
+    block, column_tile = tile_of_program(padded_rows, tl.cdiv(inter, BLOCK_N), BLOCK_M, GROUP_M)
+    if block * BLOCK_M >= padded_rows:
         return
     pairs = tl.load(sorted_token_ids + block * BLOCK_M + tl.arange(0, BLOCK_M))
     valid = pairs < num_pairs
     expert = tl.load(expert_ids + block).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = columns < inter
-    if INTERLEAVED:
-        gate_rows, up_rows = 2 * columns, 2 * columns + 1
-    else:
-        gate_rows, up_rows = columns, columns + inter
+    turns = 2 * column_tile * BLOCK_N + tl.arange(0, 2 * BLOCK_N)
+    existing = turns < 2 * inter
+    w_rows = turns if INTERLEAVED else turns // 2 + turns % 2 * inter  # noqa: SIM108  # a branch at compile time
 
     x_rows = x + (pairs // TOP_K).to(tl.int64)[:, None] * stride_x
-    gate_w = w13 + expert * stride_we + gate_rows.to(tl.int64)[None, :] * stride_wn
-    up_w = w13 + expert * stride_we + up_rows.to(tl.int64)[None, :] * stride_wn
-    gate = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    up = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    w_columns = w13 + expert * stride_we + w_rows.to(tl.int64)[None, :] * stride_wn
+    total = tl.zeros((BLOCK_M, 2 * BLOCK_N), dtype=tl.float32)
     for start in range(0, hidden, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        a = tl.load(x_rows + k[None, :], mask=valid[:, None] & (k < hidden)[None, :], other=0.0)
-        mask = (k < hidden)[:, None] & inside[None, :]
-        gate = tl.dot(a, tl.load(gate_w + k[:, None], mask=mask, other=0.0), gate, input_precision="ieee")
-        up = tl.dot(a, tl.load(up_w + k[:, None], mask=mask, other=0.0), up, input_precision="ieee")
+        if EVEN_K:
+            a = tl.load(x_rows + k[None, :], mask=valid[:, None], other=0.0)
+        else:
+            a = tl.load(x_rows + k[None, :], mask=valid[:, None] & (k < hidden)[None, :], other=0.0)
+        if EVEN_K and EVEN_N:
+            b = tl.load(w_columns + k[:, None])
+        else:
+            b = tl.load(w_columns + k[:, None], mask=(k < hidden)[:, None] & existing[None, :], other=0.0)
+        total = tl.dot(a, b, total, input_precision="ieee")
+    if WEIGHTED:
+        total *= tl.load(topk_weights + pairs, mask=valid, other=0.0)[:, None]
     if HAS_BIAS:
-        expert_bias = bias + expert * stride_bias
-        gate += tl.load(expert_bias + gate_rows, mask=inside, other=0.0).to(tl.float32)[None, :]
-        up += tl.load(expert_bias + up_rows, mask=inside, other=0.0).to(tl.float32)[None, :]
+        total += tl.load(bias + expert * stride_bias + w_rows, mask=existing, other=0.0).to(tl.float32)[None, :]
+    gate, up = tl.split(tl.reshape(total, (BLOCK_M, BLOCK_N, 2)))
     out = gated(gate, up, LIMIT, ALPHA, BETA, ACTIVATION)
+    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = columns < inter
     h_rows = h + pairs.to(tl.int64)[:, None] * stride_h
     tl.store(h_rows + columns[None, :], out.to(h.dtype.element_ty), mask=valid[:, None] & inside[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs"])
 def grouped_gemm_kernel(
     x, w, bias, topk_weights, y, sorted_token_ids, expert_ids, num_tokens_post_padded, num_pairs, outputs, inputs,
     stride_x, stride_we, stride_wn, stride_bias, stride_y,
-    PAIRS_PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHTED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PAIRS_PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHTED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
+    EVEN_N: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """y[pair] = W x[pair // PAIRS_PER_ROW] + bias, times topk_weights[pair] if WEIGHTED; fp32 until the one store."""
-    block = tl.program_id(0)
-    if block * BLOCK_M >= tl.load(num_tokens_post_padded):
+    """y[pair] = W x[pair // PAIRS_PER_ROW] + bias, times topk_weights[pair] if WEIGHTED; fp32 until the one store.
+
+    WEIGHT_FIRST: the weight multiplies before the bias is added, as one on the input does.
+    """
+    padded_rows = tl.load(num_tokens_post_padded)
+    block, column_tile = tile_of_program(padded_rows, tl.cdiv(outputs, BLOCK_N), BLOCK_M, GROUP_M)
+    if block * BLOCK_M >= padded_rows:
         return
     pairs = tl.load(sorted_token_ids + block * BLOCK_M + tl.arange(0, BLOCK_M))
     valid = pairs < num_pairs
     expert = tl.load(expert_ids + block).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = columns < outputs
 
     x_rows = x + (pairs // PAIRS_PER_ROW).to(tl.int64)[:, None] * stride_x
@@ -92,12 +121,20 @@ def grouped_gemm_kernel(
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, inputs, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        a = tl.load(x_rows + k[None, :], mask=valid[:, None] & (k < inputs)[None, :], other=0.0)
-        b = tl.load(w_columns + k[:, None], mask=(k < inputs)[:, None] & inside[None, :], other=0.0)
+        if EVEN_K:
+            a = tl.load(x_rows + k[None, :], mask=valid[:, None], other=0.0)
+        else:
+            a = tl.load(x_rows + k[None, :], mask=valid[:, None] & (k < inputs)[None, :], other=0.0)
+        if EVEN_K and EVEN_N:
+            b = tl.load(w_columns + k[:, None])
+        else:
+            b = tl.load(w_columns + k[:, None], mask=(k < inputs)[:, None] & inside[None, :], other=0.0)
         total = tl.dot(a, b, total, input_precision="ieee")
+    if WEIGHTED and WEIGHT_FIRST:
+        total *= tl.load(topk_weights + pairs, mask=valid, other=0.0)[:, None]
     if HAS_BIAS:
         total += tl.load(bias + expert * stride_bias + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
-    if WEIGHTED:
+    if WEIGHTED and not WEIGHT_FIRST:
         total *= tl.load(topk_weights + pairs, mask=valid, other=0.0)[:, None]
     y_rows = y + pairs.to(tl.int64)[:, None] * stride_y
     tl.store(y_rows + columns[None, :], total.to(y.dtype.element_ty), mask=valid[:, None] & inside[None, :])

@@ -8,7 +8,7 @@ import triton.language as tl
 from ._jit_gemm import gated
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def gather_rows_kernel(
     x, rows, out, num_rows, width, stride_x, stride_out, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr
 ):
@@ -21,18 +21,43 @@ def gather_rows_kernel(
     tl.store(out + i.to(tl.int64)[:, None] * stride_out + column[None, :], values, mask=mask)
 
 
-@triton.jit
-def sum_rows_kernel(
-    rows, index, weights, out, num_tokens, width, stride_rows, stride_out,
-    TOP_K: tl.constexpr, WEIGHTED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr,
+@triton.jit(do_not_specialize=["num_tokens"])
+def scatter_rows_kernel(
+    x, inverse, out, num_tokens, width, stride_x, stride_out,
+    TOP_K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """out[t] = sum over slots of rows[index[t, slot]], weighted if WEIGHTED, in fp32; a negative index adds nothing."""
+    """out[inverse[t, slot]] = x[t], which is read once; a negative index writes nothing."""
+    token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    column = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    known, inside = token < num_tokens, (column < width)[None, :]
+    values = tl.load(x + token.to(tl.int64)[:, None] * stride_x + column[None, :], mask=known[:, None] & inside)
+    for slot in tl.static_range(TOP_K):
+        row = tl.load(inverse + token * TOP_K + slot, mask=known, other=-1).to(tl.int64)
+        place = out + row[:, None] * stride_out + column[None, :]
+        tl.store(place, values, mask=(row >= 0)[:, None] & inside)
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def sum_rows_kernel(
+    rows, index, weights, expert_map, out, num_tokens, width, stride_rows, stride_out,
+    TOP_K: tl.constexpr, WEIGHTED: tl.constexpr, BY_SLOT: tl.constexpr, HAS_MAP: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """out[t] = sum over slots of rows[index[t, slot]], weighted if WEIGHTED, in fp32; a negative index adds nothing.
+
+    BY_SLOT: index holds expert ids; the rows lie in the slots' order, and those of experts elsewhere hold nothing.
+    """
     token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     column = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
     inside, known = (column < width)[None, :], token < num_tokens
     total = tl.zeros((BLOCK_T, BLOCK_W), dtype=tl.float32)
-    for slot in range(TOP_K):
+    for slot in tl.static_range(TOP_K):
         row = tl.load(index + token * TOP_K + slot, mask=known, other=-1).to(tl.int64)
+        if BY_SLOT:
+            here = row >= 0
+            if HAS_MAP:
+                here = here & (tl.load(expert_map + row, mask=here, other=-1) >= 0)
+            row = tl.where(here, (token * TOP_K + slot).to(tl.int64), -1)
         mask = (row >= 0)[:, None] & inside
         values = tl.load(rows + row[:, None] * stride_rows + column[None, :], mask=mask, other=0.0).to(tl.float32)
         if WEIGHTED:
@@ -42,7 +67,7 @@ def sum_rows_kernel(
     tl.store(place, total.to(out.dtype.element_ty), mask=known[:, None] & inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def act_and_mul_kernel(
     x, h, num_rows, inter, stride_x, stride_h,
     INTERLEAVED: tl.constexpr, LIMIT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr,

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+from functools import cache
+
+import torch
 
 import moecheck
 import triton
 
+from ._tiles import Configuration, Shape, Tiles, configuration
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # The interpreter pays per operation, not per element.
-LARGEST_COLUMNS = 256 if os.environ.get("TRITON_INTERPRET") == "1" else 64
+LARGEST_COLUMNS = 256 if INTERPRETED else 64
+ROW_ELEMENTS = 8192 if INTERPRETED else 2048
+FORMATS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 def block_rows(pairs: int, num_experts: int) -> int:
@@ -23,7 +31,35 @@ def block_columns(width: int) -> int:
     return min(LARGEST_COLUMNS, max(16, columns))
 
 
-def tile(rows: int, width: int, *, elements: int = 8192) -> tuple[int, int]:
+def tiles_of_experts(x: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, pairs: int) -> Configuration:
+    """How both GEMMs are cut: measured for the shape on a device, few large tiles under the interpreter."""
+    if x.is_cuda:
+        device = _device_name(x.device.index)
+        return _measured(device, len(w13), w2.shape[2], w2.shape[1], x.dtype, pairs)
+    small = {"group_m": 2, "num_warps": 4, "num_stages": 2}
+    columns = {name: block_columns(size) for name, size in (("hidden", w2.shape[1]), ("inter", w2.shape[2]))}
+    return Configuration(
+        block_m=block_rows(pairs, len(w13)),
+        gate_up=Tiles(block_n=columns["inter"], block_k=columns["hidden"], **small),
+        down=Tiles(block_n=columns["hidden"], block_k=columns["inter"], **small),
+    )
+
+
+def constants(tiles: Tiles, block_m: int, *, columns: int, terms: int) -> dict[str, object]:
+    """The launch's arguments of one GEMM that computes `columns` sums of `terms` products a row."""
+    return {
+        "BLOCK_M": block_m,
+        "BLOCK_N": tiles.block_n,
+        "BLOCK_K": tiles.block_k,
+        "GROUP_M": tiles.group_m,
+        "EVEN_N": columns % tiles.block_n == 0,
+        "EVEN_K": terms % tiles.block_k == 0,
+        "num_warps": tiles.num_warps,
+        "num_stages": tiles.num_stages,
+    }
+
+
+def tile(rows: int, width: int, *, elements: int = ROW_ELEMENTS) -> tuple[int, int]:
     """Rows and columns of a row-wise kernel's tile: as much of the width as fits, at most `elements` elements."""
     columns = min(1024, triton.next_power_of_2(max(16, width)))
     return max(1, min(triton.next_power_of_2(max(1, rows)), elements // columns)), columns
@@ -31,8 +67,8 @@ def tile(rows: int, width: int, *, elements: int = 8192) -> tuple[int, int]:
 
 def check_spec(spec: moecheck.ExpertSpec) -> None:
     """Raise Unsupported for what the activation's device code does not implement."""
-    if not spec.gated or spec.weight_on_input:
-        raise moecheck.Unsupported("implements gated experts that weigh their outputs")
+    if not spec.gated:
+        raise moecheck.Unsupported("implements gated experts only")
     if spec.gate_up_layout not in ("halves", "interleaved"):
         raise moecheck.Unsupported(f"takes gates and ups as halves or interleaved, not {spec.gate_up_layout}")
     if spec.activation not in ("silu", "gelu_tanh"):
@@ -50,3 +86,16 @@ def activation_constants(spec: moecheck.ExpertSpec) -> dict[str, object]:
         "BETA": spec.swiglu_beta,
         "ACTIVATION": spec.activation,
     }
+
+
+@cache
+def _device_name(index: int | None) -> str:
+    return torch.cuda.get_device_name(index)
+
+
+@cache
+def _measured(
+    device: str, experts: int, intermediate: int, hidden: int, dtype: torch.dtype, pairs: int
+) -> Configuration:
+    shape = Shape(device=device, experts=experts, intermediate=intermediate, hidden=hidden, dtype=FORMATS[dtype])
+    return configuration(shape, pairs)

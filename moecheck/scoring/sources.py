@@ -49,7 +49,7 @@ def _one(
 
 _FUSED, _SEPARATE = "triton.experts:fused_gate_up", "triton.experts:separate"
 _PERMUTE, _UNPERMUTE, _ACT = "triton.rows:permute", "triton.rows:unpermute", "triton.rows:act_and_mul"
-_TOPK = "triton.routing:topk_routing"
+_TOPK, _SHUFFLE = "triton.routing:topk_routing", "triton.rows:shuffle_rows"
 _EITHER = ("values", "statistics", "exact", "run", "contract", "padding", "unmodified")
 
 SOURCE_MUTANTS = (
@@ -110,7 +110,7 @@ SOURCE_MUTANTS = (
          _FUSED, GEMM, "gate_up_kernel", "gated(gate, up, LIMIT, ALPHA, BETA, ACTIVATION)",
          "gated(gate.to(tl.bfloat16).to(tl.float32), up, LIMIT, ALPHA, BETA, ACTIVATION)"),
     _one("triton: last slot not added", "the sum over a token's slots leaves out the last",
-         _FUSED, ROWS, "sum_rows_kernel", "range(TOP_K)", "range(TOP_K - 1)"),
+         _FUSED, ROWS, "sum_rows_kernel", "tl.static_range(TOP_K)", "tl.static_range(TOP_K - 1)"),
     _one("triton: sum in the output's dtype", "the sum over slots is rounded to the output's dtype after each addition",
          _FUSED, ROWS, "sum_rows_kernel", "total += tl.where(mask, values, 0.0)",
          "total = (total + tl.where(mask, values, 0.0)).to(out.dtype.element_ty).to(tl.float32)"),
@@ -120,8 +120,11 @@ SOURCE_MUTANTS = (
     _one("triton: > for >=", "row 0 counts as padding", _UNPERMUTE, ROWS, "sum_rows_kernel", "row >= 0", "row > 0",
          op="unpermute"),
     _one("triton: gather by position", "each row is the one of its own position, not of the sorted one",
-         _PERMUTE, ROWS, "gather_rows_kernel", "tl.load(rows + i, mask=i < num_rows, other=0).to(tl.int64)",
-         "(i // 2).to(tl.int64)", "sgl-project/sglang#6858", op="permute", expected=("structure",)),
+         _SHUFFLE, ROWS, "gather_rows_kernel", "tl.load(rows + i, mask=i < num_rows, other=0).to(tl.int64)",
+         "(i // 2).to(tl.int64)", "sgl-project/sglang#6858", op="shuffle_rows", expected=("structure",)),
+    _one("triton: row of the slot before", "each token's row is stored where the one of its slot before belongs",
+         _PERMUTE, ROWS, "scatter_rows_kernel", "inverse + token * TOP_K + slot",
+         "inverse + token * TOP_K + tl.maximum(slot - 1, 0)", op="permute", expected=("structure",)),
     _one("triton: interleaved columns off by one", "the gate is read where up stands, and up one column further",
          _ACT, ROWS, "act_and_mul_kernel", "2 * column + 1", "2 * column", "vllm-project/vllm#46645",
          op="act_and_mul"),
@@ -143,17 +146,16 @@ SOURCE_MUTANTS = (
          _TOPK, ROUTING, "topk_routing_kernel", "source = ordered if OVER_SELECTED else scores",
          "source = ordered if OVER_SELECTED else choice", "flashinfer-ai/flashinfer#2889", op="topk_routing",
          expected=("weights",)),
-    _one("host: rows of absent experts unset", "rows that no expert writes are allocated and not cleared",
-         _FUSED, "triton/experts.py", "gemm",
-         "torch.zeros(self.topk_ids.numel(), outputs, dtype=dtype, device=x.device)",
-         "torch.empty(self.topk_ids.numel(), outputs, dtype=dtype, device=x.device)", "vllm-project/vllm#20167"),
+    _one("host: rows of absent experts unset", "rows that no expert writes are allocated, not cleared, and added up",
+         _FUSED, ROWS, "sum_rows_kernel", "tl.where(here, (token * TOP_K + slot).to(tl.int64), -1)",
+         "(token * TOP_K + slot).to(tl.int64)", "vllm-project/vllm#20167"),
     _one("host: one block too few", "the grid has one block of rows too few",
          _FUSED, "triton/experts.py", "_grid", "len(self.metadata[1])", "len(self.metadata[1]) - 1",
          expected=_EITHER),
     _one("host: input overwritten", "the output is written over the hidden states",
          _FUSED, "triton/experts.py", "fused_gate_up",
-         "sum_rows(weighted, blocks.slots(), dtype=hidden_states.dtype)",
-         "hidden_states.copy_(sum_rows(weighted, blocks.slots(), dtype=hidden_states.dtype))",
+         "sum_slots(weighted, topk_ids, expert_map, dtype=hidden_states.dtype)",
+         "hidden_states.copy_(sum_slots(weighted, topk_ids, expert_map, dtype=hidden_states.dtype))",
          "vllm-project/vllm#28942", expected=("unmodified",)),
     _one("host: no tokens", "a call without tokens divides by their number", _FUSED, "triton/experts.py",
          "fused_gate_up", "check_spec(spec)", "(check_spec(spec), 1 // len(hidden_states))", "sgl-project/sglang#38780",

@@ -22,6 +22,7 @@ from tests.kernels.torch_bridge import numpy_call, on_torch, to_numpy
 
 DTYPES = ("fp32", "fp16", "bf16")
 EXPERTS = (experts.fused_gate_up, experts.separate)
+ON_INPUT = ExpertSpec(weight_on_input=True, w13_bias=True, w2_bias=True)
 ROUTING = ("softmax", "softmax renormalised", "softmax over the selected", "chosen by logits", "clamp_min")
 SIGMOID = RoutingSpec(
     top_k=22,
@@ -45,6 +46,7 @@ SIGMOID = RoutingSpec(
         pytest.param(ExpertsCase(hidden=90, intermediate=44, spec=SWIGLUOAI), id="swigluoai with odd sizes"),
         pytest.param(ExpertsCase(tokens=5, hidden=300, intermediate=272), id="several tiles"),
         pytest.param(ExpertsCase(spec=ExpertSpec(activation="gelu_tanh", swiglu_limit=2.0)), id="gelu and a limit"),
+        pytest.param(ExpertsCase(top_k=1, spec=ON_INPUT), id="weights on inputs"),
     ],
 )
 @pytest.mark.parametrize("kernel", EXPERTS, ids=name_of)
@@ -67,7 +69,6 @@ def test_bf16_outputs_are_the_declared_contract_bit_for_bit(kernel: Kernel) -> N
     ("spec", "reason"),
     [
         (ExpertSpec(activation="relu2", gated=False), "gated"),
-        (ExpertSpec(weight_on_input=True), "outputs"),
         (ExpertSpec(activation="gelu"), "gelu_tanh"),
         (ExpertSpec(swiglu_limit=7.0, limit_position="after"), "inputs"),
     ],
