@@ -74,7 +74,9 @@ def discover_builtin(*, memory: int, jobs: int) -> Discovery:
         result = loaded[module]
         short = module.removeprefix(f"{KERNELS}.")
         if result.skip is not None:
-            discovery.skipped[short] = result.skip
+            names = [declaration.name for declaration in result.declarations] or [short]
+            discovery.skipped |= dict.fromkeys(names, result.skip)
+            continue
         if result.error is not None:
             discovery.broken[short] = result.error
         for declaration in result.declarations:

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 LINKED = ("references", "kernels", "evals")
-SUFFIXES = {".py", ".j2", ".css", ".js", ".html", ".md", ".json", ".yaml", ".typed"}
+SUFFIXES = {".py", ".j2", ".css", ".js", ".html", ".md", ".json", ".yaml", ".typed", ".cu", ".cuh", ".cpp", ".h"}
 
 
 def expected(source: Path) -> set[str]:

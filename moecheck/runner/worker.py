@@ -67,7 +67,7 @@ class Outcome:
 class Loaded:
     """What a process found at a target: declarations with their devices, or why there are none.
 
-    seconds: what the import took.
+    skip: why they cannot run here, whether they could be read or not. seconds: what the import took.
     """
 
     declarations: tuple[Declaration, ...] = ()
@@ -125,7 +125,10 @@ def inspect_target(target: Target) -> Loaded:
 
 
 def inspect_module(place: str) -> Loaded:
-    """The declarations of all kernels that a module of moecheck.kernels defines."""
+    """The declarations of all kernels that a module of moecheck.kernels defines.
+
+    Where the module sets UNAVAILABLE to a sentence, none of them can run here, for that reason.
+    """
     start = time.perf_counter()
     try:
         module = import_place(place)
@@ -141,7 +144,12 @@ def inspect_module(place: str) -> Loaded:
         return _import_failed(error, place, user=False)
     except Exception as error:
         return Loaded(error=f"importing {place} fails: {_sentence(error, place)}")
-    return Loaded(declarations=tuple(found), devices=devices, seconds=time.perf_counter() - start)
+    return Loaded(
+        declarations=tuple(found),
+        devices=devices,
+        skip=getattr(module, "UNAVAILABLE", None),
+        seconds=time.perf_counter() - start,
+    )
 
 
 def run_case(target: Target, case: Case) -> Outcome:

@@ -1,0 +1,80 @@
+"""The stable counting sort of (token, slot) pairs by expert that permute, align and problem sizes share, host side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ._library import library
+
+LEAST_TILE = 256  # pairs that one warp puts in order, one 32 after the other
+MOST_TILES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Pairs counted by bucket. counts: [tiles, buckets] int32, starts: [buckets + 1] int32.
+
+    ids: [T, top_k] int32, contiguous. by_global: buckets are global ids, else local ones.
+    """
+
+    ids: torch.Tensor
+    expert_map: torch.Tensor | None
+    num_experts: int
+    by_global: bool
+    tile: int
+    counts: torch.Tensor
+    starts: torch.Tensor
+
+    def place(self, *, position_of_pair: torch.Tensor | None = None, pair_at: torch.Tensor | None = None) -> None:
+        """Write each pair's position, and the pair at each position. Uses up the counts: at most once a plan."""
+        library().place(
+            self.ids, self.expert_map, self.num_experts, self.by_global, self.tile, self.counts, self.starts,
+            position_of_pair, pair_at,
+        )  # fmt: skip
+
+
+def tile_of(pairs: int) -> int:
+    """Pairs of a tile: LEAST_TILE, or so many multiples of 32 that there are at most MOST_TILES tiles."""
+    return max(LEAST_TILE, -(-pairs // (MOST_TILES * 32)) * 32)
+
+
+def local_experts(num_experts: int, expert_map: torch.Tensor | None) -> int:
+    """How many experts are here. With a map this waits for the device: shapes of outputs depend on it."""
+    return num_experts if expert_map is None else int((expert_map >= 0).sum())
+
+
+def planned(
+    topk_ids: torch.Tensor,
+    expert_map: torch.Tensor | None,
+    *,
+    num_experts: int,
+    buckets: int,
+    by_global: bool = False,
+    multiple: int = 1,
+    sizes: tuple[torch.Tensor, torch.Tensor] | None = None,
+    intermediate_size: int = 0,
+    hidden_size: int = 0,
+) -> Plan:
+    """Count the pairs of each bucket; starts are multiples of `multiple`. sizes: two [buckets, 3] int32 to fill in."""
+    ids = topk_ids.contiguous()
+    expert_map = None if expert_map is None else expert_map.contiguous()
+    tile = tile_of(ids.numel())
+    counts = torch.zeros(-(-ids.numel() // tile), buckets, dtype=torch.int32, device=ids.device)
+    totals = torch.empty(buckets, dtype=torch.int32, device=ids.device)
+    starts = torch.empty(buckets + 1, dtype=torch.int32, device=ids.device)
+    first, second = sizes or (None, None)
+    library().plan(
+        ids, expert_map, num_experts, by_global, tile, multiple, counts, totals, starts, first, second,
+        intermediate_size, hidden_size,
+    )  # fmt: skip
+    return Plan(
+        ids=ids,
+        expert_map=expert_map,
+        num_experts=num_experts,
+        by_global=by_global,
+        tile=tile,
+        counts=counts,
+        starts=starts,
+    )
