@@ -1,0 +1,43 @@
+"""How far a kernel of a declared precision may depart from the reference path, signal by signal.
+
+Each limit is the looser of a number measured on trained models (docs/e2e.md tells which and how) and of what legal
+variants of the reference path do in the same run: another order of sums, experts in that precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moecheck.evals.backends.records import Precision
+
+KL_FLOORS = 10.0  # a mean divergence of this many floors is a failure
+ROUTER_AGREEMENT = 0.999
+TIE_GAP = 1e-5  # a token whose choice is nearer than this may go either way
+ALPHA = 0.01  # of McNemar's test
+LEVEL = 0.90  # of the two-sided interval of the difference: each side at 5 %
+SIGMAS = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Of one precision.
+
+    factor: |alpha - 1| and |beta - 1| of the attribution. residual: |y - fit| / |y_ref| over a layer. row: the same of
+    the worst row, over what its two summands measure. kl: mean divergence per token. top1: least share of tokens with
+    the same most probable token. texts: least share of identical texts.
+    """
+
+    factor: float
+    residual: float
+    row: float
+    kl: float
+    top1: float
+    texts: float
+
+
+LIMITS: dict[Precision, Limits] = {
+    "fp32": Limits(factor=1e-4, residual=1e-4, row=1e-2, kl=1e-8, top1=0.9995, texts=0.98),
+    "fp16": Limits(factor=1e-3, residual=1e-3, row=3e-2, kl=1e-7, top1=0.999, texts=0.97),
+    "bf16": Limits(factor=2e-3, residual=5e-3, row=1e-1, kl=1e-6, top1=0.998, texts=0.95),
+    "fp8": Limits(factor=1e-2, residual=3e-2, row=3e-1, kl=5e-5, top1=0.995, texts=0.90),
+}
