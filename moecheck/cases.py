@@ -30,6 +30,8 @@ STRATA = {
 }
 # Those whose values survive in few bits.
 QUANTISED_STRATA = ("random", "positive", "outlier", "zero_rows")
+# Those of whose tokens the reference may compute some only.
+SAMPLED_OPS = ("fused_experts", "moe_layer", "unpermute")
 # Which experts the tokens go to (ops that take topk_ids).
 LOADS = {
     "random": "distinct experts drawn uniformly",
@@ -60,6 +62,8 @@ class Case:
     block_size: of align_block_size. stratum: key of STRATA. load: key of LOADS or LOGITS, by what the op takes.
     layout: `strided` passes rows that are wider in memory than their width. hidden_scale: permute's optional argument.
     latent_size: width of the routed experts of a spec with latent_experts, 0 without.
+    sampled: how many tokens the reference computes, chosen by the record (moecheck.sampled_inputs); 0 for all of them.
+    Experts' weights of such a case are drawn in another way (moecheck.window_weights), which takes no time.
     seed: drawn numbers are a function of this record. name, reason: of a curated case; not part of its identity.
     """
 
@@ -79,6 +83,7 @@ class Case:
     layout: Layout = "contiguous"
     hidden_scale: bool = False
     latent_size: int = field(default=0, metadata=LATER)
+    sampled: int = field(default=0, metadata=LATER)
     seed: int = 0
     name: str = ""
     reason: str = ""
@@ -104,6 +109,7 @@ class Case:
             ("intermediate_size", 1),
             ("shared_intermediate_size", 0),
             ("latent_size", 0),
+            ("sampled", 0),
             ("block_size", 1),
         ):
             value = getattr(self, size)
@@ -121,6 +127,11 @@ class Case:
             )
         if self.spec.latent_experts != (self.latent_size > 0):
             raise CaseError(f"latent_experts={self.spec.latent_experts} contradicts latent_size={self.latent_size}.")
+        if self.sampled and (self.op not in SAMPLED_OPS or self.stratum != "random"):
+            raise CaseError(
+                f"sampled={self.sampled} is of the ops {', '.join(SAMPLED_OPS)} and of the stratum 'random', not of "
+                f"{self.op} and {self.stratum!r}."
+            )
         self._check_quantization()
         self.spec.routing.check_num_experts(self.num_experts)
 

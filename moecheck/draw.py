@@ -55,6 +55,8 @@ def normal_table_float64(scale: float, dtype: str) -> Float64:
 
 def look_up(bits: np.random.Generator, table: AnyArray, shape: tuple[int, ...]) -> AnyArray:
     """Array of `shape` and the table's dtype: each element is the table's entry at the next 12 random bits."""
+    if table.dtype.kind == "V":  # not one of NumPy's own formats, which it takes several times as fast
+        return look_up(bits, table.view(f"u{table.itemsize}"), shape).view(table.dtype)
     size = int(np.prod(shape, dtype=np.int64))
     out = np.empty(size, dtype=table.dtype)
     for start in range(0, size, _CHUNK):

@@ -18,14 +18,22 @@ from .probes import gates_and_ups
 from .quantized_inputs import quantized_arrays, static_scales
 from .routing_inputs import correction_bias, router_logits, topk_ids, topk_weights
 from .weights import ExpertWeights, hidden_states, pre_activation
+from .window_quantized import quantized_stacks
+from .window_weights import WindowStack
 
 Int32 = npt.NDArray[np.int32]
 VOCABULARY = 97  # token ids of a hash table; tokens share some of them
 
 
-def build(case: Case) -> dict[str, Any]:
-    """The arguments of `case.op` by name; optional ones that the case does not use are absent."""
-    return _BUILDERS[case.op](case)
+def build(case: Case, *, lazy: bool = False) -> dict[str, Any]:
+    """The arguments of `case.op` by name; optional ones that the case does not use are absent.
+
+    lazy: leave the experts' weights and scales of a sampled case as WindowStacks.
+    """
+    inputs = _BUILDERS[case.op](case)
+    if lazy:
+        return inputs
+    return {name: value.all() if isinstance(value, WindowStack) else value for name, value in inputs.items()}
 
 
 def _topk_routing(case: Case) -> dict[str, Any]:
@@ -170,7 +178,9 @@ def _expert_outputs(case: Case) -> dict[str, Any]:
 def _expert_arrays(case: Case, weights: ExpertWeights) -> dict[str, Any]:
     spec, count = case.spec.experts, weights.count
     arrays: dict[str, Any]
-    if spec.quantization is not None:
+    if case.sampled:
+        arrays = dict(_stacks(case, weights))
+    elif spec.quantization is not None:
         arrays = dict(quantized_arrays(case, weights))
     else:
         arrays = {
@@ -182,6 +192,23 @@ def _expert_arrays(case: Case, weights: ExpertWeights) -> dict[str, Any]:
     if spec.w2_bias:
         arrays["w2_bias"] = weights.w2_bias()
     return arrays
+
+
+def _stacks(case: Case, weights: ExpertWeights) -> dict[str, WindowStack]:
+    """Weights and scales of a sampled case."""
+    rows, width = case.intermediate_size * (2 if case.spec.experts.gated else 1), weights.width
+    stacks: dict[str, WindowStack] = {}
+    for name, shape, scale in zip(
+        ("w13", "w2"),
+        ((weights.count, rows, width), (weights.count, width, case.intermediate_size)),
+        weights.standard_deviations,
+        strict=True,
+    ):
+        if case.spec.experts.quantization is None:
+            stacks[name] = WindowStack.plain((case.key, name), shape, scale=scale, dtype=case.dtype)
+        else:
+            stacks[name], stacks[f"{name}_scale"] = quantized_stacks(case, name, shape, scale=scale)
+    return stacks
 
 
 def _moe_layer(case: Case) -> dict[str, Any]:

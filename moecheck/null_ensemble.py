@@ -53,12 +53,12 @@ class Ensemble:
         return np.asarray(np.mean(np.square(along), axis=0))
 
 
-def normal_numbers(case: Case) -> Callable[[tuple[int, ...]], Float64]:
-    """A source of standard normal numbers, always the same ones for a case."""
+def normal_numbers(case: Case, *part: object) -> Callable[[tuple[int, ...]], Float64]:
+    """A source of standard normal numbers, always the same ones for a case, or for a part of it."""
     drawn = iter(range(1 << 62))
 
     def normal(shape: tuple[int, ...]) -> Float64:
-        bits = draw.philox(case.key, "variants", next(drawn))
+        bits = draw.philox(case.key, "variants", *part, next(drawn))
         numbers: Float64 = draw.look_up(bits, draw.normal_quantiles(), shape)
         return numbers
 

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from .cases import Case
 from .errors import HarnessError
@@ -26,6 +27,7 @@ from .numerics import FLOOR, STORES, Numerics
 from .ops import OPS
 from .quantized_inputs import dequantised
 from .quantizer import CARRIES
+from .sampled_inputs import oracle_inputs
 from .spec import ExpertSpec, MoESpec, RoutingSpec
 
 REFERENCES = "moecheck.references"
@@ -174,11 +176,18 @@ class Oracle:
     """References of many cases; safe to share between threads, each result computed once.
 
     load: where inputs come from, `Case.inputs` unless a run shares them between processes. folder: where processes
-    share results, which are then computed once by one of them, and only the last few are kept in memory.
+    share results, which are then computed once by one of them, and only the last few are kept in memory. threads: that
+    work on a sampled case, each on an expert of its own.
     """
 
-    def __init__(self, load: Callable[[Case], dict[str, Any]] = Case.inputs, *, folder: str | None = None) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        load: Callable[[Case], dict[str, Any]] = Case.inputs,
+        *,
+        folder: str | None = None,
+        threads: int = 1,
+    ) -> None:
+        self._folder, self._threads = folder, threads
         self._lock = threading.Lock()
         self._locks: dict[object, threading.Lock] = {}
         self._results: dict[object, Any] = {}
@@ -188,13 +197,14 @@ class Oracle:
     def inputs(self, case: Case) -> dict[str, Any]:
         """The case's inputs as the references read them; do not modify them. Those of the last few cases are kept.
 
-        Quantised weights are the numbers that their codes stand for: a kernel's own arguments are `Case.inputs`.
+        Quantised weights are the numbers that their codes stand for: a kernel's own arguments are `Case.inputs`. Of a
+        sampled case, only the sampled tokens are here.
         """
         with self._lock_of(("inputs", case.key)):
             with self._lock:
                 if case.key in self._inputs:
                     return self._inputs[case.key]
-            loaded = dequantised(case, self._load(case))
+            loaded = oracle_inputs(case) if case.sampled else dequantised(case, self._load(case))
             with self._lock:
                 while len(self._inputs) >= KEPT_INPUTS:
                     del self._inputs[next(iter(self._inputs))]
@@ -204,10 +214,16 @@ class Oracle:
     def values(self, case: Case, numerics: Numerics | None) -> Values:
         """True value, sigma and rounded value under a declared contract, or under the floor contract for None."""
         essential = None if numerics is None else essence(numerics, case)
-        values: Values = self._once(
-            ("values", case.key, essential), lambda: self._values(case, essential, self.inputs(case), {})
-        )
+        values: Values = self._once(("values", case.key, essential), lambda: self._computed(case, essential))
         return values
+
+    def _computed(self, case: Case, numerics: Numerics | None) -> Values:
+        inputs = self.inputs(case)
+        if not case.sampled:
+            return self._values(case, numerics, inputs, {})
+        parallel = importlib.import_module(f"{REFERENCES}._parallel")
+        with threadpool_limits(1, "blas"), parallel.experts_at_a_time(self._threads):
+            return self._values(case, numerics, inputs, {})
 
     def layer_values(self, case: Case, numerics: Numerics | None, tokens: list[int], topk: tuple[Any, Any]) -> Values:
         """As `values` of a moe_layer case, for some tokens and a given choice of theirs; not kept.
@@ -281,7 +297,8 @@ class Oracle:
                 apart = call_reference(getattr(module, case.op), case, inputs, numerics=floor) - about_true.value
             sigma = np.hypot(sigma, np.where(np.isfinite(apart), apart, 0.0))
         if ensembled:
-            noise = module.Noise(VARIANTS, normal_numbers(case))
+            of_expert = partial(normal_numbers, case) if case.sampled else None
+            noise = module.Noise(VARIANTS, normal_numbers(case), of_expert)
             simulated = call_reference(
                 module.variants, case, inputs, numerics=contract, dtype=case.dtype, noise=noise, **more
             )

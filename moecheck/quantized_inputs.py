@@ -18,7 +18,7 @@ from .weights import ExpertWeights, pre_activation
 # Blocks along a sum are larger or smaller by up to 2^3, whole rows and matrices by less, so that a scale read from the
 # wrong place shows and yet every expert and column counts.
 SPANS = {"blocks": 3.0, "rows": 1.0, "matrix": 0.5}
-_DTYPES = {
+CODE_DTYPES = {
     "fp8_e4m3fn": ml_dtypes.float8_e4m3fn,
     "fp8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
     "fp8_e5m2": ml_dtypes.float8_e5m2,
@@ -42,7 +42,7 @@ def quantized_arrays(case: Case, weights: ExpertWeights) -> dict[str, AnyArray]:
             for e in range(weights.count)
         ]
         codes = np.stack([part.codes for part in parts])
-        arrays[name] = codes.view(_DTYPES[quantization.weights]) if quantization.weights in _DTYPES else codes
+        arrays[name] = codes.view(CODE_DTYPES[quantization.weights]) if quantization.weights in CODE_DTYPES else codes
         scales = np.stack([part.scales for part in parts])
         arrays[f"{name}_scale"] = scales.view(ml_dtypes.float8_e4m3fn) if quantization.scale == "e4m3" else scales
         if quantization.zero_points:

@@ -35,6 +35,8 @@ def hidden_states(case: Case) -> AnyArray:
         x = np.zeros((T, H))
         x[np.arange(T), (np.arange(T) // case.num_experts) % H] = 1.0
         return store(x, case.dtype)
+    if case.stratum == "random":
+        return draw.normals((case.key, "hidden_states"), (T, H), scale=1.0, dtype=case.dtype)
     table = draw.normal_table_float64(1.0, case.dtype)
     x = draw.look_up(draw.philox(case.key, "hidden_states"), table, (T, H))
     if case.stratum == "positive":
@@ -87,6 +89,11 @@ class ExpertWeights:
         if self._spec.swiglu_limit is not None:  # rounded down, the clamp would hardly ever act
             self._scale13 = float(np.exp2(np.ceil(np.log2(scale))))
         self._scale2 = _power_of_two_near(_second_scale(case, case.intermediate_size) / weight_norm(case))
+
+    @property
+    def standard_deviations(self) -> tuple[float, float]:
+        """Those of w13 and of w2, both powers of two."""
+        return self._scale13, self._scale2
 
     def w13(self, e: int) -> AnyArray:
         if self._case.stratum == "one_hot":

@@ -10,6 +10,7 @@ import numpy as np
 
 from moecheck.formats import AnyArray, Float64
 
+from ._parallel import each
 from ._row_groups import Group
 from ._stores import Estimate
 
@@ -69,7 +70,8 @@ class SharedError:
 
     def _through(self, c: AnyArray, part_of: Callable[[Float64], AnyArray]) -> AnyArray:
         """The products of c, [..., n, H], with part_of(W) of each row's map: [..., n, I]."""
-        return np.concatenate([c[..., rows, :] @ part_of(matrix()) for rows, matrix in self.groups], axis=-2)
+        parts = each(lambda group: c[..., group.rows, :] @ part_of(group.matrix()), self.groups)
+        return np.concatenate(list(parts), axis=-2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

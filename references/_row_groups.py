@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from moecheck.formats import Float64
 
+from ._parallel import each
+
 Float32 = npt.NDArray[np.float32]
 SMALLEST = 2.0**-126  # normal fp32 number
 COLUMNS = 256  # rows of W squared at a time: bounds the extra memory
@@ -56,14 +58,14 @@ def products(
     norms: whether these are wanted, which are empty else.
     """
     x, of_squares, of_sizes = np.stack(values), _scaled(squared), _scaled(sized)
-    ys, square_products, size_products, lengths = [], [], [], []
-    for rows, matrix in groups:
-        w = matrix()
-        ys.append(x[:, rows] @ w.T)  # one product for each, so that a value never depends on what else is asked
+
+    def of_group(group: Group) -> Products:
+        rows, w = group.rows, group.matrix()
+        y = x[:, rows] @ w.T  # one product for each, so that a value never depends on what else is asked
         squares, sizes = _low_times(of_squares, of_sizes, rows, w)
-        square_products.append(squares)
-        size_products.append(sizes)
-        lengths.append(np.vecdot(w, w) if norms else np.zeros(0))
+        return Products(y, squares, sizes, np.vecdot(w, w) if norms else np.zeros(0))
+
+    ys, square_products, size_products, lengths = map(list, zip(*each(of_group, groups), strict=True))
     counts = [y.shape[1] for y in ys]
     return Products(_joined(ys), _joined(square_products), _joined(size_products), np.repeat(lengths, counts, axis=0))
 

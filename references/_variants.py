@@ -25,12 +25,21 @@ from .act_and_mul import activated
 
 FUNCTION_ULPS = 1.0  # standard deviation, in fp32 ulps of their inputs, of act and of the product: two ulps at most
 
+SOME_COLUMNS = 16
+
 
 class Noise(NamedTuple):
-    """variants: how many are simulated. normal: standard normal numbers of a shape, new ones each time."""
+    """variants: how many are simulated. normal: standard normal numbers of a shape, new ones each time. of_expert: the
+    same for each expert, where the numbers must not depend on the order in which experts are computed.
+    """
 
     variants: int
     normal: Callable[[tuple[int, ...]], Float64]
+    of_expert: Callable[[int], Callable[[tuple[int, ...]], Float64]] | None = None
+
+    def at(self, expert: int) -> Noise:
+        """The noise of one expert."""
+        return self if self.of_expert is None else self._replace(normal=self.of_expert(expert))
 
 
 def expert_variants(x: Float64, weights: Weights, spec: ExpertSpec, stores: Numerics, noise: Noise) -> Float64:
@@ -101,10 +110,19 @@ def _sums_are_exact(x: Float64, w: Float64) -> npt.NDArray[np.bool_]:
     these fp32 holds. So it is where both operands have few bits (mxfp4), whose sums often are ties of a bf16 store:
     noise would then break ties that every kernel rounds alike.
     """
-    step = _lowest_bit(x)[:, None] * _lowest_bit(w)[None, :]
-    if not np.any(step * 2.0**24 > np.max(np.abs(x), initial=0.0) * np.max(np.abs(w), initial=0.0)):
+    of_x, most = _lowest_bit(x)[:, None], _largest(x) * _largest(w)
+    # A row's lowest bit is at most that of some of its columns, which tell in no time that most weights have many bits.
+    if not np.any(of_x * _lowest_bit(w[:, :SOME_COLUMNS])[None, :] * 2.0**24 > most):
+        return np.zeros((len(x), len(w)), np.bool_)
+    step = of_x * _lowest_bit(w)[None, :]
+    if not np.any(step * 2.0**24 > most):
         return np.zeros(step.shape, np.bool_)
     return np.asarray(np.abs(x) @ np.abs(w).T <= 2.0**24 * step)
+
+
+def _largest(a: Float64) -> float:
+    """Largest magnitude, without a copy of all magnitudes."""
+    return max(float(np.max(a, initial=0.0)), -float(np.min(a, initial=0.0)))
 
 
 def _lowest_bit(a: Float64) -> Float64:

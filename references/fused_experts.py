@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from ._expert import (
     expert_slope,
 )
 from ._experts_of_slots import batches_of_experts, blocks, rows_of_experts
+from ._parallel import each
 from ._quantized_experts import experts_of
 from ._row_groups import Group
 from ._stores import (
@@ -200,22 +202,25 @@ def variants(
     scale = np.broadcast_to(rounded(decode(topk_weights), stores.topk_weights), (noise.variants, *topk_ids.shape))
     w13, w2 = (experts_of(w, spec.quantization, stores.dequantised) for w in (w13, w2))
 
-    def summands() -> Iterator[Summands]:
-        for expert, tokens, slots in rows_of_experts(topk_ids, expert_map):
-            weights = weights_of(expert, w13, w2, w13_bias, w2_bias, (a1_scale, a2_scale))
-            for part in blocks(len(tokens)):
-                t, s = tokens[part], slots[part]
-                w = scale[:, t, s][..., None]
-                if spec.weight_on_input:
-                    w = w if topk_weights.ndim == 3 else w[0]
-                    y = expert_variants(rounded(w * x[t], stores.weighted), weights, spec, stores, noise)
-                else:
-                    y = rounded(expert_variants(x[t], weights, spec, stores, noise) * w, stores.weighted)
-                rows = (np.arange(noise.variants)[:, None] * len(x) + t).ravel()  # a variant's tokens follow another's
-                yield Summands(rows, np.tile(s, noise.variants), y.reshape(-1, y.shape[-1]))
+    def of_expert(rows: tuple[int, AnyArray, AnyArray]) -> list[Summands]:
+        expert, tokens, slots = rows
+        weights = weights_of(expert, w13, w2, w13_bias, w2_bias, (a1_scale, a2_scale))
+        own, found = noise.at(expert), []
+        for part in blocks(len(tokens)):
+            t, s = tokens[part], slots[part]
+            w = scale[:, t, s][..., None]
+            if spec.weight_on_input:
+                w = w if topk_weights.ndim == 3 else w[0]
+                y = expert_variants(rounded(w * x[t], stores.weighted), weights, spec, stores, own)
+            else:
+                y = rounded(expert_variants(x[t], weights, spec, stores, own) * w, stores.weighted)
+            places = (np.arange(noise.variants)[:, None] * len(x) + t).ravel()  # a variant's tokens follow another's
+            found.append(Summands(places, np.tile(s, noise.variants), y.reshape(-1, y.shape[-1])))
+        return found
 
     shape = (noise.variants * len(x), x.shape[1])
-    total = combine(summands(), shape, replace(stores, out="fp32"))
+    summands = chain.from_iterable(each(of_expert, rows_of_experts(topk_ids, expert_map)))
+    total = combine(summands, shape, replace(stores, out="fp32"))
     return finished_sum(total, stores.out, noise).reshape(noise.variants, *x.shape)
 
 

@@ -16,6 +16,7 @@ from moecheck.checks.contract import judge_contract, output_sizes
 from moecheck.checks.finding import FAILURES, Judgement, Verdict
 from moecheck.checks.layer import layer_values
 from moecheck.checks.routing import judge_routing
+from moecheck.checks.sampled import judge_all_tokens, with_tokens
 from moecheck.checks.statistics import judge_near_slope, judge_statistics, reproduces
 from moecheck.checks.structure import judge_structure
 from moecheck.checks.values import is_vacuous, judge_values
@@ -23,6 +24,7 @@ from moecheck.formats import FORMATS, AnyArray, Float64, to_float64, ulp
 from moecheck.kernel import TieRule
 from moecheck.numerics import FLOOR, Numerics
 from moecheck.oracle import Oracle, Values
+from moecheck.sampled_inputs import sampled_rows
 
 SOME_ROWS = frozenset({"expert_outputs", "batched_experts"})  # ops with rows of the output that may hold anything
 VALUE_OPS = frozenset({"unpermute", "grouped_gemm", "act_and_mul", "fused_experts", "moe_layer"}) | SOME_ROWS
@@ -72,6 +74,11 @@ def judge(
     contract = judge_contract(case, inputs, outputs)
     if contract.verdict is not Verdict.PASS:
         return Judged(judgements=(contract,))
+    if case.sampled:
+        everywhere = judge_all_tokens(case, outputs[0])
+        judged = _values(case, outputs[0][sampled_rows(case)], oracle, limits, numerics, declared=declared)
+        judgements = tuple(with_tokens(case, judgement) for judgement in judged.judgements)
+        return replace(judged, judgements=(contract, everywhere, *judgements))
     if case.op in VALUE_OPS:
         judged = _values(case, outputs[0], oracle, limits, numerics, declared=declared)
     elif case.op in STRUCTURE_OPS:

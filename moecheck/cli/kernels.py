@@ -17,13 +17,14 @@ import click
 from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES, Finding, Verdict
 from moecheck.checks.judge import Limits
-from moecheck.cli.options import color, cores, not_negative, parse_require, positive, width
+from moecheck.cli.full_size import full_size_plan
+from moecheck.cli.options import color, cores, not_negative, parse_require, parse_tokens, positive, width
 from moecheck.cli.progress import LiveProgress
 from moecheck.curated import COMPILED_SHAPES, PROFILES, cases_for, draw_ahead, few_shapes
 from moecheck.errors import UsageError, check_known
 from moecheck.formats import FORMATS
 from moecheck.kernel import BACKENDS, Declaration
-from moecheck.models import MODELS
+from moecheck.models import shard_of
 from moecheck.ops import OPS
 from moecheck.registry import Discovery, discover
 from moecheck.report.environment import git_commit
@@ -52,6 +53,7 @@ class Options:
     seed: int
     examples: int | None
     require: tuple[str, ...] = ()
+    tokens: str | None = None
 
 
 @click.command()
@@ -69,6 +71,9 @@ class Options:
 @click.option("--op", metavar="OP", help="Only this op; for an undeclared function: what it computes.")
 @click.option("--backend", metavar="B", help="Only this backend; for an undeclared function: whose arrays it takes.")
 @click.option("--model", metavar="NAME", help="Only the layer of this model (moecheck list models).")
+@click.option(
+    "--tokens", metavar="T,...", help="With --model: only its layer in full size, with so many tokens (16,4096)."
+)
 @click.option("--dtype", metavar="D", help="Only fp32, fp16 or bf16.")
 @click.option("--profile", default="default", show_default=True, metavar="P", help="quick, default or nightly.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all drawn inputs.")
@@ -93,11 +98,12 @@ def kernels(
         _check_names(options)
         folder = None
     require = parse_require(options.require)
-    jobs = jobs or min(cores(), 8)
+    importing = jobs or min(cores(), 8)
+    jobs = jobs or (importing if options.tokens is None else 1)  # full-size weights are many gigabytes
     settings = Settings(
         limits=Limits(tol=options.tol, max_mismatch=options.max_mismatch),
         timeout=timeout,
-        memory=default_memory(jobs),
+        memory=default_memory(jobs, full_size=options.tokens is not None),
         jobs=jobs,
         threads=max(1, cores() // jobs),
         relations="named" if options.profile == "nightly" else "few",
@@ -109,7 +115,10 @@ def kernels(
     with progress.searching(), ThreadPoolExecutor(1) as ahead:
         ahead.submit(draw_ahead, options.op, profile=options.profile, seed=options.seed, examples=options.examples)
         discovery = _select(
-            discover(options.kernel, op=options.op, backend=options.backend, memory=settings.memory, jobs=jobs), options
+            discover(
+                options.kernel, op=options.op, backend=options.backend, memory=settings.memory, jobs=min(cores(), 8)
+            ),
+            options,
         )
     plans = _plans(discovery, options)
     if folder is None:
@@ -171,12 +180,17 @@ def _check_names(options: Options) -> None:
     for kind, value, known in (
         ("op", options.op, OPS),
         ("backend", options.backend, BACKENDS),
-        ("model", options.model, MODELS),
         ("dtype", options.dtype, FORMATS),
         ("profile", options.profile, PROFILES),
     ):
         if value is not None:
             check_known(kind, value, known)
+    if options.model is not None:
+        shard_of(options.model)
+    if options.tokens is not None:
+        if options.model is None:
+            raise UsageError("--tokens needs --model: it is about that model's layer in full size.")
+        parse_tokens(options.tokens)
 
 
 def _check_resume_alone(context: click.Context) -> None:
@@ -195,8 +209,8 @@ def _read_options(folder: Path) -> Options:
     path = folder / "environment.json"
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))["options"]
-        # Folders of earlier releases have no `require`.
-        saved = {"require": (), **saved}
+        # Folders of earlier releases have no `require` and no `tokens`.
+        saved = {"require": (), "tokens": None, **saved}
         values = {name: saved[name] for name in Options.__dataclass_fields__}
         return Options(**{**values, "kernel": tuple(values["kernel"]), "require": tuple(values["require"] or ())})
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -218,6 +232,12 @@ def _select(discovery: Discovery, options: Options) -> Discovery:
 def _plans(discovery: Discovery, options: Options) -> list[Plan]:
     plans = []
     for kernel in discovery.found:
+        if options.tokens is not None:
+            plan = full_size_plan(
+                kernel, model=str(options.model), tokens=options.tokens, dtype=options.dtype, seed=options.seed
+            )
+            plans += [] if plan is None else [plan]
+            continue
         cases = cases_for(
             kernel.declaration.op,
             profile=options.profile,
@@ -308,7 +328,7 @@ class _Reproducer:
 
 def _command(options: Options) -> str:
     parts = ["moecheck", "kernels", "--tol", f"{options.tol:g}"]
-    for name in ("max_mismatch", "op", "backend", "model", "dtype", "examples"):
+    for name in ("max_mismatch", "op", "backend", "model", "tokens", "dtype", "examples"):
         value = getattr(options, name)
         if value is not None:
             parts += [f"--{name.replace('_', '-')}", str(value)]

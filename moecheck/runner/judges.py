@@ -105,7 +105,7 @@ def _start(store: str, threads: int, leash: Connection) -> None:
     bind(leash)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the run ends this one
     threadpool_limits(threads, "blas")
-    _oracle = Oracle(load=lambda case: shared_inputs(case, store), folder=store)
+    _oracle = Oracle(load=lambda case: shared_inputs(case, store), folder=store, threads=threads)
 
 
 def _judge(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from moecheck.formats import AnyArray
 from moecheck.kernel import Declaration
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
+from moecheck.relations.all_tokens import judge_all_token_calls
 from moecheck.relations.relation import Subject, relations
 from moecheck.relations.verdict import Setting, judge_relation
 from moecheck.report.picture import ErrorPicture, picture_of
@@ -24,6 +25,19 @@ def judgements_of(
 ) -> tuple[Judgement, ...]:
     """All checks of one case under the contract `numerics`, which a kernel that declares none was found to have."""
     return _judged(oracle, declaration, case, outputs, limits, numerics).judgements
+
+
+def all_tokens(
+    oracle: Oracle,
+    declaration: Declaration,
+    case: Case,
+    outputs: Outputs,
+    further: tuple[Outputs, ...],
+    numerics: Numerics | None,
+) -> tuple[Judgement, ...]:
+    """What the further calls on a sampled case say of all its tokens."""
+    arrays = tuple(out[0] for out in further)
+    return judge_all_token_calls(oracle, declaration, case, outputs[0], arrays, numerics)
 
 
 def picture(

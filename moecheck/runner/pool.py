@@ -123,10 +123,14 @@ class KernelPool:
         return f"Its process ended with {how}" + (f"; it printed: {tail}" if tail else "") + "."
 
 
-def default_memory(jobs: int) -> int:
-    """Bytes that one kernel's process may allocate: half of the machine's memory shared by the jobs, 16 GiB at most."""
+def default_memory(jobs: int, *, full_size: bool = False) -> int:
+    """Bytes that one kernel's process may allocate: half of the machine's memory shared by the jobs, 16 GiB at most.
+
+    full_size: layers in full size are run, whose weights alone may be more than that.
+    """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(2 * GIB, min(16 * GIB, total // 2 // max(jobs, 1)))
+    share = total // 2 // max(jobs, 1)
+    return max(2 * GIB, share if full_size else min(16 * GIB, share))
 
 
 @cache

@@ -17,16 +17,17 @@ from moecheck.formats import AnyArray
 from moecheck.kernel import Declaration
 from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
+from moecheck.relations.all_tokens import CALLS
 from moecheck.report.picture import ErrorPicture
 from moecheck.runner.contract import Contract, contract_of
 from moecheck.runner.diagnose import diagnosis_of
 from moecheck.runner.judges import JudgePool, Judging
-from moecheck.runner.judging import judgements_of, picture
+from moecheck.runner.judging import all_tokens, judgements_of, picture
 from moecheck.runner.plan import Plan, lacking
 from moecheck.runner.pool import KernelPool, WorkerDied, WorkerTimeout
 from moecheck.runner.relate import COMPILED, Reach, Relating, cases_to_relate
 from moecheck.runner.shrink import shrink
-from moecheck.runner.worker import Outcome, run_case, run_relation
+from moecheck.runner.worker import Outcome, run_all_tokens, run_case, run_relation
 
 WRONG = (Verdict.FAIL, Verdict.PROVEN_WRONG)
 DIAGNOSED = ("values", "statistics", "routing", "weights")  # checks of outputs that a known bug may explain
@@ -258,9 +259,24 @@ class _KernelLoop:
             names = ", ".join(outcome.modified)
             message = f"It changed its input {names}."
             causes.append(Judgement(check="unmodified", verdict=Verdict.PROVEN_WRONG, message=message))
-        if verdict_of(judgements) is Verdict.PASS and not outcome.modified:
+        if verdict_of(judgements) is not Verdict.PASS or outcome.modified:
+            return (*causes, *judgements, *more)
+        if case.sampled:
+            more += self._all_tokens(case, outcome)
+        else:
             more += self.relating.judge(case, relations, outcome.outputs, contract.numerics)
         return (*causes, *judgements, *more)
+
+    def _all_tokens(self, case: Case, outcome: Outcome) -> Judgements:
+        """What can be said of the tokens that the reference does not compute; a problem of a call is a judgement."""
+        timeout = self.settings.timeout * len(CALLS) + 2 * self.run.plan.import_seconds
+        future = self.pool.submit(run_all_tokens, self.run.plan.target, case, timeout=timeout)
+        outcomes = self._outcomes(future)
+        declaration, numerics = self.run.plan.declaration, self._contract().numerics
+        further = tuple(one.outputs for one in outcomes if one.problem is None)
+        judged = self.judging(all_tokens, declaration, case, outcome.outputs, further, numerics)
+        problems = [one.problem for one in outcomes if one.problem is not None]
+        return (*judged, *(Judgement(check=CALLS[len(further)], verdict=v, message=m) for v, m in problems))
 
     def _ask(self, function: Asked[R], case: Case, outputs: tuple[AnyArray, ...]) -> R:
         """What the function says of a case's outputs under the kernel's contract."""
@@ -291,6 +307,7 @@ class _KernelLoop:
             (case, wrong)
             for case, judgements in self.failed
             if verdict_of(judgements) in WRONG
+            and not case.sampled
             and (wrong := {j.check for j in judgements if j.verdict in WRONG} - {"numerics"})
         ]
         if not shrinkable:
@@ -311,6 +328,7 @@ class _KernelLoop:
             case: verdict_of(judgements)
             for case, judgements in self.failed
             if any(j.check in DIAGNOSED and j.verdict in WRONG for j in judgements)
+            and not case.sampled  # known bugs are looked for by computing the case again and again
         }
         found = diagnosis_of(
             tuple(verdicts), lambda case: self._outcome(self._submit(case)), self.judging, self._contract().numerics

@@ -24,6 +24,7 @@ from moecheck.formats import FORMATS, AnyArray
 from moecheck.kernel import Declaration
 from moecheck.ops import OPS
 from moecheck.oracle import spec_part
+from moecheck.relations.all_tokens import all_token_calls
 from moecheck.relations.relation import Call, relations
 from moecheck.runner.arrays import (
     JAX_BACKENDS,
@@ -38,10 +39,13 @@ from moecheck.runner.input_store import shared_inputs
 from moecheck.runner.layout import as_declared, cut, output_width
 from moecheck.runner.leash import bind
 from moecheck.runner.missing import missing_package
+from moecheck.runner.native_weights import NativeWeights
 from moecheck.runner.poison import fill, poisoned_allocations
 from moecheck.runner.target import Target, import_place, load, place_of
+from moecheck.sampled_inputs import lazy_inputs
 
 _store: str | None = None
+_weights: dict[tuple[str, str], NativeWeights] = {}  # of the last sampled case
 
 
 NOT_OUT = "It was given `out` and returned another array; `out` holds something else."
@@ -154,13 +158,22 @@ def inspect_module(place: str) -> Loaded:
 
 def run_case(target: Target, case: Case) -> Outcome:
     """Call the kernel on a case's inputs."""
-    (outcome,) = _run(target, lambda: [Call(case=case, inputs=shared_inputs(case, _store))])
+    (outcome,) = _run(target, lambda: [Call(case=case, inputs=_inputs(case))])
     return outcome
+
+
+def run_all_tokens(target: Target, case: Case) -> list[Outcome]:
+    """The further calls by which all tokens of a sampled case are checked."""
+    return _run(target, lambda: all_token_calls(case))
+
+
+def _inputs(case: Case) -> dict[str, Any]:
+    return lazy_inputs(case) if case.sampled else shared_inputs(case, _store)
 
 
 def run_relation(target: Target, case: Case, name: str) -> list[Outcome]:
     """The further calls of a relation on a case, in order; after one that has a problem no other is made."""
-    return _run(target, lambda: relations()[name].trial(case, shared_inputs(case, _store)).calls)
+    return _run(target, lambda: relations()[name].trial(case, _inputs(case)).calls)
 
 
 def _run(target: Target, calls: Callable[[], Sequence[Call]]) -> list[Outcome]:
@@ -197,7 +210,9 @@ def _attempt(
 def _call(function: Callable[..., Any], declaration: Declaration, call: Call, buffers: dict[str, Any]) -> Outcome:
     """buffers: the arrays of the call before, by name; those of this call when it ends."""
     case, backend, layout = call.case, declaration.backend, declaration.weight_layout
-    inputs = as_declared(case, call.inputs, declaration)
+    weights = _native_weights(call, declaration) if case.sampled else None
+    given = call.inputs if weights is None else {n: v for n, v in call.inputs.items() if n not in weights.arrays}
+    inputs = as_declared(case, given, declaration)
     kept = {name: value.copy() for name, value in inputs.items() if isinstance(value, np.ndarray)}
     arguments = {
         name: _argument(value, backend, buffers.get(name) if call.in_place else None)
@@ -205,6 +220,8 @@ def _call(function: Callable[..., Any], declaration: Declaration, call: Call, bu
         if name in declaration.arguments
     }
     native = {name: arguments[name] for name in kept if name in arguments}
+    if weights is not None:
+        arguments |= {name: value for name, value in weights.arrays.items() if name in declaration.arguments}
     reused = {name for name, value in native.items() if value is buffers.get(name)}
     buffers.update(native)
     if "spec" in declaration.arguments:
@@ -236,7 +253,19 @@ def _call(function: Callable[..., Any], declaration: Declaration, call: Call, bu
     modified = tuple(
         name for name, value in native.items() if name not in reused and changed(value, inputs[name], kept[name])
     )
+    if weights is not None and (rewritten := weights.changed()):
+        _weights.clear()
+        modified += tuple(rewritten)
     return Outcome(outputs=tuple(outputs), seconds=seconds, modified=modified)
+
+
+def _native_weights(call: Call, declaration: Declaration) -> NativeWeights:
+    """The weights of a sampled case, from the call before where that had the same."""
+    key = (call.case.key, declaration.name)
+    if key not in _weights:
+        _weights.clear()  # first, so that two cases' weights are never held together
+        _weights[key] = NativeWeights(call.case, call.inputs, declaration.backend, declaration.weight_layout)
+    return _weights[key]
 
 
 def _is_out(result: Any, out: Any) -> bool:

@@ -1,0 +1,52 @@
+"""The cases of `moecheck kernels --model NAME --tokens T,...`: a published layer in full size."""
+
+from __future__ import annotations
+
+from moecheck.cases import Case
+from moecheck.cli.options import parse_tokens
+from moecheck.models import full_size_cases
+from moecheck.quantization import Quantization
+from moecheck.registry import Found
+from moecheck.runner.plan import Plan
+
+MOST_SCHEMES = 3  # of one kernel; drawing and checking each takes seconds
+
+
+def full_size_plan(found: Found, *, model: str, tokens: str, dtype: str | None, seed: int) -> Plan | None:
+    """The plan of one kernel; None for an op whose reference would take too long.
+
+    A kernel of many quantizations runs the first few that can be drawn directly; the others are left out, with the
+    reason.
+    """
+    declaration = found.declaration
+    drawn = [scheme for scheme in declaration.quantizations if _is_drawn(scheme)]
+
+    def cases(schemes: list[Quantization], *, plain: bool) -> tuple[Case, ...]:
+        return tuple(
+            full_size_cases(
+                model,
+                declaration.op,
+                tokens=parse_tokens(tokens),
+                dtypes=declaration.dtypes if dtype is None else (dtype,),
+                quantizations=tuple(schemes),
+                plain_weights=plain,
+                seed=seed,
+            )
+        )
+
+    wanted = cases(drawn[:MOST_SCHEMES], plain="w13_scale" not in declaration.required)
+    if not wanted:
+        return None
+    return Plan(
+        target=found.target,
+        declaration=declaration,
+        device=found.device,
+        cases=wanted,
+        import_seconds=found.import_seconds,
+        left_out=cases(drawn[MOST_SCHEMES:], plain=False),
+        left_out_reason=f"one of more than {MOST_SCHEMES} quantizations; full-size layers have the first ones only",
+    )
+
+
+def _is_drawn(scheme: Quantization) -> bool:
+    return not (scheme.zero_points or scheme.swizzled or scheme.scale == "e4m3")

@@ -1,0 +1,100 @@
+"""Experts' weights of large layers: every row of a matrix is a window of one long row of drawn numbers.
+
+Drawing each of 10^10 weights takes minutes, so a stack is made of 2^24 drawn ones, its bank. Row n of expert e is the
+bank from (e N + n) STEP modulo the bank's length on. No two rows of a stack begin at the same place, and every weight
+differs from its neighbours along each of the three axes as drawn numbers do: a kernel that reads another expert, row,
+column or block, or another matrix, multiplies by other numbers in every column.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import draw
+from .errors import CaseError
+from .formats import AnyArray, Float64, to_float64
+
+LONGEST, SHORTEST = 1 << 24, 1 << 14
+STEP = 2654435769  # odd, so its multiples modulo a power of two are all different
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowStack:
+    """A stack [count, rows, columns] whose matrices are made when asked for.
+
+    key: what the bank is drawn from. table: [4096] of the storage dtype, from which the bank's entries are drawn.
+    numbers: [4096] float64, what these stand for. packed: entries are 4-bit codes, two to a byte of the stack, whose
+    matrices then have half as many columns as here.
+    Raises CaseError for more rows than a bank has places.
+    """
+
+    key: tuple[object, ...]
+    table: AnyArray
+    numbers: Float64
+    count: int
+    rows: int
+    columns: int
+    packed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.count * self.rows > LONGEST:
+            raise CaseError(f"{self.count} matrices of {self.rows} rows are more rows than {LONGEST}.")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the stack as a kernel gets it."""
+        return self.count, self.rows, self.columns // 2 if self.packed else self.columns
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.table.dtype
+
+    def starts(self, expert: int) -> npt.NDArray[np.int64]:
+        """[rows] int64: where in the bank each row of an expert begins."""
+        number = np.arange(expert * self.rows, (expert + 1) * self.rows, dtype=np.int64)
+        return np.asarray(number * STEP % self._length)
+
+    @cached_property
+    def bank(self) -> AnyArray:
+        """The drawn entries in storage dtype, as many more than there are places as a row is wide; not packed."""
+        return draw.look_up(draw.philox(*self.key), self.table, (self._length + self.columns,))
+
+    @cached_property
+    def _bank_float64(self) -> Float64:
+        return draw.look_up(draw.philox(*self.key), self.numbers, (self._length + self.columns,))
+
+    @property
+    def _length(self) -> int:
+        return int(np.clip(1 << (16 * self.count * self.rows - 1).bit_length(), SHORTEST, LONGEST))
+
+    def expert(self, expert: int) -> AnyArray:
+        """One matrix as a kernel gets it."""
+        matrix = _windows(self.bank, self.starts(expert), self.columns)
+        return matrix[:, 0::2] | (matrix[:, 1::2] << 4) if self.packed else matrix
+
+    def float64(self, expert: int) -> Float64:
+        """What the entries of one matrix stand for, [rows, columns] float64."""
+        return _windows(self._bank_float64, self.starts(expert), self.columns)
+
+    def all(self) -> AnyArray:
+        """The whole stack."""
+        return np.stack([self.expert(e) for e in range(self.count)])
+
+    @classmethod
+    def plain(cls, key: tuple[object, ...], shape: tuple[int, int, int], *, scale: float, dtype: str) -> WindowStack:
+        """Normal weights of standard deviation `scale` in format `dtype`."""
+        table = draw.normal_table(scale, dtype)
+        count, rows, columns = shape
+        return cls(key=key, table=table, numbers=to_float64(table), count=count, rows=rows, columns=columns)
+
+
+def _windows(bank: AnyArray, starts: npt.NDArray[np.int64], columns: int) -> AnyArray:
+    rows = np.empty((len(starts), columns), bank.dtype)
+    for row, start in zip(rows, starts.tolist(), strict=True):  # NumPy's own indexing takes three times as long
+        row[:] = bank[start : start + columns]
+    return rows
