@@ -12,10 +12,7 @@ def experts_of(ids, expert_map, at, numel, HAS_MAP: tl.constexpr, BY_LOCAL: tl.c
     chosen = tl.load(ids + at, mask=at < numel, other=-1)
     if HAS_MAP:
         local = tl.load(expert_map + chosen, mask=chosen >= 0, other=-1)
-        if BY_LOCAL:
-            chosen = local
-        else:
-            chosen = tl.where(local >= 0, chosen, -1)
+        chosen = local if BY_LOCAL else tl.where(local >= 0, chosen, -1)
     return chosen
 
 

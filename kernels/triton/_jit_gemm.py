@@ -30,27 +30,27 @@ def gated(gate, up, LIMIT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr
 
 
 @triton.jit
-def tile_of_program(padded_rows, column_tiles, BLOCK_M: tl.constexpr, GROUP_M: tl.constexpr):
-    """This program's block of rows and tile of columns; a block beyond the last one where it has nothing to do.
+def tile_of_program(padded_rows, column_tiles, group_m, BLOCK_M: tl.constexpr):
+    """Block of rows and tile of columns of this program; a block beyond the last one where it has nothing to do.
 
-    GROUP_M blocks of rows take turns at one tile of columns, so that blocks of one expert share its weights in L2.
+    group_m blocks of rows take turns at one tile of columns, so that blocks of one expert share its weights in L2.
     """
     blocks = padded_rows // BLOCK_M
     program = tl.program_id(0)
-    group = program // (GROUP_M * column_tiles)
-    size = tl.maximum(tl.minimum(blocks - group * GROUP_M, GROUP_M), 1)
-    inside = program % (GROUP_M * column_tiles)
-    return tl.where(program < blocks * column_tiles, group * GROUP_M + inside % size, blocks), inside // size
+    group = program // (group_m * column_tiles)
+    size = tl.maximum(tl.minimum(blocks - group * group_m, group_m), 1)
+    inside = program % (group_m * column_tiles)
+    return tl.where(program < blocks * column_tiles, group * group_m + inside % size, blocks), inside // size
 
 
-@triton.jit(do_not_specialize=["num_pairs"])
+@triton.jit(do_not_specialize=["num_pairs", "group_m"])
 def gate_up_kernel(
     x, w13, bias, topk_weights, h, sorted_token_ids, expert_ids, num_tokens_post_padded, num_pairs, inter, hidden,
-    stride_x, stride_we, stride_wn, stride_bias, stride_h,
+    stride_x, stride_we, stride_wn, stride_bias, stride_h, group_m,
     TOP_K: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHTED: tl.constexpr,
     EVEN_N: tl.constexpr, EVEN_K: tl.constexpr,
     LIMIT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, ACTIVATION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """h[pair] = act(W_gate x) * (W_up x), both products accumulated in fp32 and stored once, as h.
 
@@ -58,7 +58,7 @@ def gate_up_kernel(
     weight on the input multiplies the products, W (w x) = w (W x), which rounds nothing more.
     """
     padded_rows = tl.load(num_tokens_post_padded)
-    block, column_tile = tile_of_program(padded_rows, tl.cdiv(inter, BLOCK_N), BLOCK_M, GROUP_M)
+    block, column_tile = tile_of_program(padded_rows, tl.cdiv(inter, BLOCK_N), group_m, BLOCK_M)
     if block * BLOCK_M >= padded_rows:
         return
     pairs = tl.load(sorted_token_ids + block * BLOCK_M + tl.arange(0, BLOCK_M))
@@ -66,7 +66,7 @@ def gate_up_kernel(
     expert = tl.load(expert_ids + block).to(tl.int64)
     turns = 2 * column_tile * BLOCK_N + tl.arange(0, 2 * BLOCK_N)
     existing = turns < 2 * inter
-    w_rows = turns if INTERLEAVED else turns // 2 + turns % 2 * inter  # noqa: SIM108  # a branch at compile time
+    w_rows = turns if INTERLEAVED else turns // 2 + turns % 2 * inter
 
     x_rows = x + (pairs // TOP_K).to(tl.int64)[:, None] * stride_x
     w_columns = w13 + expert * stride_we + w_rows.to(tl.int64)[None, :] * stride_wn
@@ -94,20 +94,20 @@ def gate_up_kernel(
     tl.store(h_rows + columns[None, :], out.to(h.dtype.element_ty), mask=valid[:, None] & inside[None, :])
 
 
-@triton.jit(do_not_specialize=["num_pairs"])
+@triton.jit(do_not_specialize=["num_pairs", "group_m"])
 def grouped_gemm_kernel(
     x, w, bias, topk_weights, y, sorted_token_ids, expert_ids, num_tokens_post_padded, num_pairs, outputs, inputs,
-    stride_x, stride_we, stride_wn, stride_bias, stride_y,
+    stride_x, stride_we, stride_wn, stride_bias, stride_y, group_m,
     PAIRS_PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHTED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
     EVEN_N: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y[pair] = W x[pair // PAIRS_PER_ROW] + bias, times topk_weights[pair] if WEIGHTED; fp32 until the one store.
 
     WEIGHT_FIRST: the weight multiplies before the bias is added, as one on the input does.
     """
     padded_rows = tl.load(num_tokens_post_padded)
-    block, column_tile = tile_of_program(padded_rows, tl.cdiv(outputs, BLOCK_N), BLOCK_M, GROUP_M)
+    block, column_tile = tile_of_program(padded_rows, tl.cdiv(outputs, BLOCK_N), group_m, BLOCK_M)
     if block * BLOCK_M >= padded_rows:
         return
     pairs = tl.load(sorted_token_ids + block * BLOCK_M + tl.arange(0, BLOCK_M))

@@ -39,15 +39,15 @@ def quantise_rows_kernel(
         tl.store(scales + row * stride_scales + group, scale)
 
 
-@triton.jit(do_not_specialize=["num_pairs"])
+@triton.jit(do_not_specialize=["num_pairs", "group_m"])
 def quantised_gemm_kernel(
     x, x_scale, w, w_scale, bias, topk_weights, y,
     sorted_token_ids, expert_ids, num_tokens_post_padded, num_pairs, outputs, inputs,
-    stride_x, stride_xs, stride_we, stride_wn, stride_se, stride_sn, stride_bias, stride_y,
+    stride_x, stride_xs, stride_we, stride_wn, stride_se, stride_sn, stride_bias, stride_y, group_m,
     PAIRS_PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHTED: tl.constexpr, INTEGER: tl.constexpr,
     SCALE_ROWS: tl.constexpr, GROUP: tl.constexpr, NATIVE: tl.constexpr,
     EVEN_N: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y[pair] = sum over groups of GROUP columns of (codes of W) (codes of x) times both scales, + bias, weighted.
 
@@ -56,7 +56,7 @@ def quantised_gemm_kernel(
     groups; else fp16, which holds e4m3 exactly, and sums in fp32.
     """
     padded_rows = tl.load(num_tokens_post_padded)
-    block, column_tile = tile_of_program(padded_rows, tl.cdiv(outputs, BLOCK_N), BLOCK_M, GROUP_M)
+    block, column_tile = tile_of_program(padded_rows, tl.cdiv(outputs, BLOCK_N), group_m, BLOCK_M)
     if block * BLOCK_M >= padded_rows:
         return
     pairs = tl.load(sorted_token_ids + block * BLOCK_M + tl.arange(0, BLOCK_M))
@@ -70,10 +70,7 @@ def quantised_gemm_kernel(
     w_columns = w + expert * stride_we + columns.to(tl.int64)[None, :] * stride_wn
     of_rows = x_scale + rows * stride_xs
     of_columns = w_scale + expert * stride_se + (columns // SCALE_ROWS).to(tl.int64) * stride_sn
-    if INTEGER:
-        total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
-    else:
-        total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32 if INTEGER else tl.float32)
     for start in range(0, inputs, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         if EVEN_K:

@@ -51,7 +51,7 @@ def constants(tiles: Tiles, block_m: int, *, columns: int, terms: int) -> dict[s
         "BLOCK_M": block_m,
         "BLOCK_N": tiles.block_n,
         "BLOCK_K": tiles.block_k,
-        "GROUP_M": tiles.group_m,
+        "group_m": tiles.group_m,
         "EVEN_N": columns % tiles.block_n == 0,
         "EVEN_K": terms % tiles.block_k == 0,
         "num_warps": tiles.num_warps,

@@ -90,8 +90,8 @@ def by_rule(*, experts: int, itemsize: int, pairs: int) -> Configuration:
         first = Tiles(block_n=32, block_k=128, group_m=4, num_warps=4, num_stages=4)
         second = Tiles(block_n=64, block_k=128, group_m=4, num_warps=4, num_stages=4)
     elif block_m == 64:
-        first = Tiles(block_n=64, block_k=64, group_m=8, num_warps=4, num_stages=4)
-        second = Tiles(block_n=128, block_k=64, group_m=8, num_warps=4, num_stages=4)
+        first = Tiles(block_n=64, block_k=64, group_m=4, num_warps=4, num_stages=4)
+        second = Tiles(block_n=128, block_k=64, group_m=4, num_warps=4, num_stages=4)
     else:
         first = Tiles(block_n=128, block_k=64, group_m=16, num_warps=8, num_stages=4)
         second = Tiles(block_n=256, block_k=64, group_m=16, num_warps=8, num_stages=4)

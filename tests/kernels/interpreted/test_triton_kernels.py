@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from tests.kernels.torch_bridge import numpy_call, on_torch, to_numpy
 DTYPES = ("fp32", "fp16", "bf16")
 EXPERTS = (experts.fused_gate_up, experts.separate)
 ON_INPUT = ExpertSpec(weight_on_input=True, w13_bias=True, w2_bias=True)
-ROUTING = ("softmax", "softmax renormalised", "softmax over the selected", "chosen by logits", "clamp_min")
+ROUTING = tuple(name for name in SPECS if name != "sparsemixer")
 SIGMOID = RoutingSpec(
     top_k=22,
     scoring="sigmoid",
@@ -89,10 +90,16 @@ def check_routing(arrays: dict[str, Any], spec: RoutingSpec) -> None:
     assert np.all(np.abs(to_float64(weights) - expected) <= bound * np.abs(expected))
 
 
-@pytest.mark.parametrize("sizes", [(0, 8), (17, 60), (3, 1024)], ids=str)
+@pytest.mark.parametrize("sizes", [(0, 8), (17, 60), (2, 1024)], ids=str)
 @pytest.mark.parametrize("name", ROUTING)
 def test_routing_agrees_with_the_reference(name: str, sizes: tuple[int, int]) -> None:
     check_routing(routing_inputs(SPECS[name], tokens=sizes[0], experts=sizes[1]), SPECS[name])
+
+
+@pytest.mark.parametrize(("experts_count", "groups", "kept"), [(36, 3, 2), (160, 8, 3), (50, 5, 1)])
+def test_groups_of_any_number_and_size(experts_count: int, groups: int, kept: int) -> None:
+    spec = replace(SPECS["noaux_tc"], num_expert_groups=groups, topk_groups=kept, num_fused_shared_experts=3)
+    check_routing(routing_inputs(spec, tokens=9, experts=experts_count), spec)
 
 
 @pytest.mark.parametrize("experts_count", [60, 384, 896])
@@ -123,11 +130,13 @@ def test_non_finite_logits_give_the_reference_s_ids(spec: RoutingSpec, bad: floa
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        (RoutingSpec(softcap=30.0), "softcap"),
+        (RoutingSpec(selection="sparsemixer"), "sparsemixer"),
+        (RoutingSpec(renormalize=True, renorm_norm=3.0), "renorm_norm"),
+        (RoutingSpec(per_expert_scale=True), "per_expert_scale"),
         (RoutingSpec(top_k=33), "32 slots"),
         (RoutingSpec(correction_bias="select"), "not given"),
     ],
-    ids=["softcap", "too many slots", "no bias"],
+    ids=["sparsemixer", "another norm", "no scale", "too many slots", "no bias"],
 )
 def test_what_the_routing_lacks_is_declined(spec: RoutingSpec, reason: str) -> None:
     with pytest.raises(Unsupported, match=reason):

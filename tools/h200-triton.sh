@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# On a host with a GPU: tune the Triton experts (`tune`), time them (`bench`) and check them (`check`), in the order given.
+# Usage: OUT=folder tools/h200-triton.sh tune bench check
+set -uo pipefail
+python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
+export PYTHONPATH=/tmp/site:$PWD
+for part in "$@"; do
+  case $part in
+    tune)
+      timeout 170 python3 tools/tune_triton.py "$OUT/tiles.json" ${SHAPES:+--shapes $SHAPES} >"$OUT/triton-tune.txt" 2>&1
+      echo "tune: exit $?"
+      grep -v "^ \|^Traceback" "$OUT/triton-tune.txt" | cut -c1-400
+      [ -s "$OUT/tiles.json" ] && export MOECHECK_TRITON_TILES=$OUT/tiles.json
+      ;;
+    bench)
+      timeout 120 python3 tools/bench_triton.py ${SHAPES:+--shapes $SHAPES} >"$OUT/triton-bench.txt" 2>&1
+      echo "bench: exit $?"
+      tail -40 "$OUT/triton-bench.txt"
+      ;;
+    check)
+      names=$(grep -ho 'name="triton/[a-z0-9_]*"' kernels/triton/*.py | cut -d'"' -f2 | sort -u)
+      timeout "${CHECK_SECONDS:-200}" python3 -m moecheck kernels $(printf -- '--kernel %s ' $names) --profile "${PROFILE:-default}" \
+        --timeout 60 --jobs 8 --out /tmp/triton >"$OUT/triton-check.txt" 2>&1
+      echo "check: exit $?"
+      cp /tmp/triton/latest/{summary.json,findings.jsonl} "$OUT/" 2>/dev/null
+      tail -60 "$OUT/triton-check.txt"
+      ;;
+  esac
+done
