@@ -226,6 +226,13 @@ _WHOLE_LAYERS: list[Row] = [
         },
     ),
 ]
+_LAYER_PROBES: list[Row] = [
+    (
+        "layer-probe",
+        "gates of every size in one row: groups of a quantiser of the intermediate values, several to a row, differ",
+        {**_EXPERT_PROBE, "num_experts": 4, "intermediate_size": 256, "dtype": "fp32"},
+    ),
+]
 BY_OP: dict[str, list[Row]] = {
     "topk_routing": [*ROUTING, *ROUTER_ONLY],
     "align_block_size": [
@@ -284,6 +291,7 @@ BY_OP: dict[str, list[Row]] = {
         *(row for row in ROUTING if row[0] == "grouped-negative"),
         *_LAYERS,
         *_WHOLE_LAYERS,
+        *_LAYER_PROBES,
         *_VALUES[2:],
         ("ties", "exact ties", {"load": "ties", "num_experts": 32}),
     ],

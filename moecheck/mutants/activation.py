@@ -11,12 +11,14 @@ from moecheck.spec import ExpertSpec, GateUpLayout
 
 from .call import Call, Mutation, Term, slots_of, with_experts, with_inputs, with_slots
 from .expert_maths import Maths, right_hidden, value_by
+from .plumbing import ROWS_OF_EXPERTS
 from .registry import mutant
 from .shared import routed_only
 
 Order = npt.NDArray[np.intp]
 EXPERTS = ("fused_experts", "moe_layer")
 ACTIVATED = ("act_and_mul", *EXPERTS)
+EVERYWHERE = (*ACTIVATED, *ROWS_OF_EXPERTS)
 
 
 def experts(case: Case) -> ExpertSpec:
@@ -57,7 +59,7 @@ def exchanged(rows: int, layout: GateUpLayout) -> Order:
 @mutant(
     "swap_gate_up",
     "gate and up are exchanged",
-    *ACTIVATED,
+    *EVERYWHERE,
     when=gated,
     sources=("sgl-project/sglang#11081",),
 )
@@ -144,7 +146,7 @@ def always_silu(call: Call) -> Call:
 @mutant(
     "alpha_1",
     "alpha of the sigmoid is 1 instead of its value",
-    *ACTIVATED,
+    *EVERYWHERE,
     when=lambda case: experts(case).swiglu_alpha != 1.0,
     sources=("vllm-project/vllm#46845", "sgl-project/sglang#39032"),
 )
@@ -155,7 +157,7 @@ def alpha_1(call: Call) -> Call:
 @mutant(
     "beta_0",
     "the + beta on up is missing",
-    *ACTIVATED,
+    *EVERYWHERE,
     when=lambda case: experts(case).swiglu_beta != 0.0 and gated(case),
     sources=("vllm-project/vllm#46845",),
 )
@@ -166,7 +168,7 @@ def beta_0(call: Call) -> Call:
 @mutant(
     "alpha_1_beta_0",
     "alpha and beta are both ignored: a plain clamped silu",
-    *ACTIVATED,
+    *EVERYWHERE,
     when=lambda case: experts(case).swiglu_alpha != 1.0 and experts(case).swiglu_beta != 0.0,
     sources=("vllm-project/vllm#46845", "sgl-project/sglang#39032"),
 )
@@ -177,7 +179,7 @@ def alpha_1_beta_0(call: Call) -> Call:
 @mutant(
     "limit_inf",
     "the clamp limit is ignored",
-    *ACTIVATED,
+    *EVERYWHERE,
     when=clamped,
     sources=("vllm-project/vllm#41986", "sgl-project/sglang#27328"),
 )
@@ -198,7 +200,7 @@ def clamp_after_vs_before(call: Call) -> Call:
 @mutant(
     "plain_swiglu",
     "alpha, beta and the clamp are all ignored: a hard-coded silu(gate) * up",
-    *ACTIVATED,
+    *EVERYWHERE,
     when=lambda case: clamped(case) and experts(case).swiglu_alpha != 1.0,
     sources=("microsoft/onnxruntime#28738", "deepseek-ai/DeepGEMM#445"),
 )
@@ -293,7 +295,7 @@ def hidden_in_fp16(call: Call) -> Float64:
     return value_by(call, hidden)
 
 
-@mutant("b1_dropped", "the first bias is ignored", *EXPERTS, when=lambda case: experts(case).w13_bias)
+@mutant("b1_dropped", "the first bias is ignored", *EXPERTS, *ROWS_OF_EXPERTS, when=lambda case: experts(case).w13_bias)
 def b1_dropped(call: Call) -> Call:
     return with_inputs(call, w13_bias=None)
 
@@ -303,7 +305,7 @@ def gemm_bias_dropped(call: Call) -> Call:
     return with_inputs(call, bias=None)
 
 
-@mutant("b2_dropped", "the second bias is ignored", *EXPERTS, when=lambda case: experts(case).w2_bias)
+@mutant("b2_dropped", "the second bias is ignored", *EXPERTS, *ROWS_OF_EXPERTS, when=lambda case: experts(case).w2_bias)
 def b2_dropped(call: Call) -> Call:
     return with_inputs(call, w2_bias=None)
 
@@ -328,6 +330,7 @@ def b2_unweighted(call: Call) -> Mutation:
     "b2_x_tp",
     "the second bias is added on each of two ranks",
     *EXPERTS,
+    *ROWS_OF_EXPERTS,
     when=lambda case: experts(case).w2_bias and not experts(case).weight_on_input,
 )
 def b2_twice(call: Call) -> Call:

@@ -42,7 +42,7 @@ _VLLM = """
   triton: offsets in 16 bits
 35161 | blocks of padding belong to expert 0 instead of none | pad_expert_ids_0, foreign_experts_as_0
 20167 | memory that nobody wrote enters a dynamic scale | amax_incl_pad, nan_rows, host: rows of absent experts unset
-27255 | the first GEMM's scale is used for the second | a2_scale=a1_scale
+27255 | the first GEMM's scale is used for the second | a2_scale=a1_scale, static_scales_exchanged
 31676 | the bias is added before the scales | bias_before_dequant
 31962 | the routing weight multiplies before the second bias | b2_unweighted, triton: weight before bias
 28942 | the shared experts read hidden states that were overwritten | shared_after_inplace, host: input overwritten
@@ -87,15 +87,16 @@ _SGLANG = """
 28378 24850 | padding ids are whatever memory held | pad_ids_random, padding_of_blocks_is_a_row
 29783 10440 10426 | the bias is cast to bf16, or its bits are read as bf16 | bias_bf16, bias_reinterpreted
 30079 | a NaN row gives an id beyond the last expert | id_out_of_range
-30387 | the id of a zero expert stays -1 | zero_expert_minus1, zero_expert_dropped
-23545 | weights are multiplied although the caller does so | weights_twice
+30387 | the id of a zero expert stays -1 | zero_expert_minus1, zero_expert_dropped, zero_expert_as_real,
+  zero_expert_unweighted
+23545 | weights are multiplied although the caller does so | weights_twice, slots_weighted, slots_summed
 23731 23734 | the output is reduced twice | double_reduce
 10296 | a scale is the largest of the local experts | global_scale_local_max
 10108 9392 | an intermediate value overflows fp16; a fence is missing | fp16_overflow
 6858 | rows are reordered by a wrong offset | wrong_row_in_unpermute, wrong_row_in_permute, inverse_off_by_one,
   2_tokens_swapped
 4081 | blocks are padded when they need not be | extra_block, torch: one block too many
-3534 | counters are not cleared before they are used | counts_garbage
+3534 | counters are not cleared before they are used | counts_garbage, counts_of_expert_lost
 15304 | the mask of experts is not passed | map_ignored
 21348 | the wrong variable is returned | returns_input
 11081 | gate and up in the other order | swap_gate_up, triton: gate and up exchanged

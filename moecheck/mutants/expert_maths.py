@@ -99,7 +99,8 @@ def value_by(
     if not layer:
         return out
     out = out * module._output_factor(routing) + _shared(call, x, function, first, second)
-    return out * call.case.spec.sum_factor
+    total: Float64 = out * call.case.spec.sum_factor
+    return total
 
 
 def _groups(call: Call, product: Multiply) -> Float64:

@@ -11,6 +11,7 @@ from moecheck.cases import Case
 from moecheck.formats import to_float64
 
 from .call import Call, Mutation, Term, slots_of, value, with_inputs
+from .plumbing import ROWS_OF_EXPERTS
 from .registry import mutant
 
 TILES = (16, 32, 64, 128)
@@ -95,6 +96,7 @@ for _tile in TILES:
     "grouped_gemm",
     "unpermute",
     "act_and_mul",
+    *ROWS_OF_EXPERTS,
     fitted=True,
     sources=("flashinfer-ai/flashinfer#4569",),
 )
@@ -142,13 +144,21 @@ def garbage_behind_rows(call: Call) -> Call:
     "the second GEMM uses the next expert's matrix",
     "fused_experts",
     "moe_layer",
+    *ROWS_OF_EXPERTS,
     when=lambda case: case.num_experts > 1,
 )
 def w2_of_next_expert(call: Call) -> Call:
     return with_inputs(call, w2=np.roll(call.inputs["w2"], -1, axis=0))
 
 
-@mutant("ids_off_by_one", "every row uses the next expert's matrices", "fused_experts", "grouped_gemm", "moe_layer")
+@mutant(
+    "ids_off_by_one",
+    "every row uses the next expert's matrices",
+    "fused_experts",
+    "grouped_gemm",
+    "moe_layer",
+    *ROWS_OF_EXPERTS,
+)
 def next_expert(call: Call) -> Call:
     names = ("w", "bias") if call.case.op == "grouped_gemm" else ("w13", "w2", "w13_bias", "w2_bias")
     return with_inputs(call, **{n: np.roll(call.inputs[n], -1, axis=0) for n in names if n in call.inputs})

@@ -135,12 +135,22 @@ def empty_expert_writes(call: Call) -> Mutation:
     "replica_used_as_logical",
     "ids of replicas are used as those of experts: an id counts twice as far",
     "fused_experts",
-    when=lambda case: case.num_experts > 1 and case.num_local_experts is None,
+    when=lambda case: case.num_experts > 1,
     sources=("alibaba/rtp-llm#1085",),
 )
 def replica_ids(call: Call) -> Call:
     ids = slots_of(call).ids
     return with_slots(call, ids=np.where(ids < 0, ids, ids * 2 % call.case.num_experts))
+
+
+@mutant(
+    "replicas_added",
+    "both replicas of an expert compute: every third expert counts twice",
+    "fused_experts",
+)
+def replicas_added(call: Call) -> Call:
+    slots = slots_of(call)
+    return with_slots(call, weights=slots.weights * np.where(slots.ids % 3 == 0, 2.0, 1.0))
 
 
 @mutant(

@@ -10,7 +10,8 @@ from moecheck.formats import Float64, to_float64
 from .call import Call, Mutation, Slots, Term, slots_of, value, with_inputs, with_slots
 from .registry import mutant
 
-ROWS = ("fused_experts", "moe_layer", "unpermute", "act_and_mul", "grouped_gemm")
+ROWS_OF_EXPERTS = ("expert_outputs", "batched_experts")
+ROWS = ("fused_experts", "moe_layer", "unpermute", "act_and_mul", "grouped_gemm", *ROWS_OF_EXPERTS)
 SUMS = ("fused_experts", "moe_layer", "unpermute")
 EXPERTS = ("fused_experts", "moe_layer", "grouped_gemm")
 
@@ -145,6 +146,7 @@ def map_wraps(call: Call) -> Call:
     "map_ignored",
     "the expert map is ignored: global ids are used as local ones",
     "fused_experts",
+    "expert_outputs",
     when=mapped,
     sources=("ROCm/aiter#3995",),
 )

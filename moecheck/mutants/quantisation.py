@@ -26,7 +26,8 @@ STATISTICAL = ("values", "statistics")
 
 
 def requantises_h(numerics: Numerics) -> bool:
-    return numerics.a2_quant is not None
+    """By scales of its own, as all of these mutants suppose."""
+    return numerics.a2_quant is not None and not numerics.a2_quant.static
 
 
 def in_groups(numerics: Numerics) -> bool:
@@ -38,19 +39,19 @@ def powers_of_two(numerics: Numerics) -> bool:
 
 
 def float_scales(numerics: Numerics) -> bool:
-    return numerics.a2_quant is not None and numerics.a2_quant.scale == "float"
+    return requantises_h(numerics) and numerics.a2_quant is not None and numerics.a2_quant.scale == "float"
 
 
 def fp8(numerics: Numerics) -> bool:
-    return numerics.a2_quant is not None and numerics.a2_quant.format == E4M3
+    return requantises_h(numerics) and numerics.a2_quant is not None and numerics.a2_quant.format == E4M3
 
 
 def both(numerics: Numerics) -> bool:
-    return numerics.a1_quant is not None and numerics.a2_quant is not None
+    return of_input(numerics) and requantises_h(numerics)
 
 
 def of_input(numerics: Numerics) -> bool:
-    return numerics.a1_quant is not None
+    return numerics.a1_quant is not None and not numerics.a1_quant.static
 
 
 def several_groups(case: Case) -> bool:

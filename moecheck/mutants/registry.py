@@ -100,15 +100,19 @@ class Mutant:
 KINDS = {
     "routing": "routing",
     "router": "routing",
+    "special_routing": "routing",
     "shared": "shared",
+    "layers": "shared",
     "activation": "activation",
     "gemm": "GEMM",
     "rounding": "GEMM",
     "quantisation": "quantisation",
     "quantised_weights": "quantisation",
+    "static_scales": "quantisation",
     "plumbing": "plumbing",
     "placement": "plumbing",
     "structure": "plumbing",
+    "expert_rows": "plumbing",
 }
 _MUTANTS: dict[str, Mutant] = {}
 

@@ -35,7 +35,7 @@ def has_shared_and_factor(case: Case) -> bool:
 
 def routed_only(call: Call) -> Call:
     """The layer without its shared experts."""
-    spec = replace(call.case.spec, shared_experts="none")
+    spec = replace(call.case.spec, shared_experts="none", shared_spec=None)
     call = replace(call, case=replace(call.case, spec=spec, shared_intermediate_size=0))
     if not fused(call.case):
         return call
@@ -189,7 +189,7 @@ def shared_after_inplace(call: Call) -> Mutation:
     "gate and up of the shared expert are exchanged",
     "moe_layer",
     variant="shared",
-    when=lambda case: unfused(case) and case.spec.experts.gated,
+    when=lambda case: unfused(case) and case.spec.shared.gated,
     sources=("alibaba/rtp-llm#1085",),
 )
 def shared_swapped(call: Call) -> Call:

@@ -14,7 +14,7 @@ from .call import Call, Mutation, Outputs, with_inputs
 from .plumbing import mapped, padded
 from .registry import mutant, stored_structures
 
-COUNTED = ("align_block_size", "permute", "problem_sizes")
+COUNTED = ("align_block_size", "permute", "problem_sizes", "expert_counts")
 RAGGED = 32  # tokens of a chunk
 
 
@@ -43,6 +43,7 @@ def several_rows(case: Case) -> bool:
     "the expert map is ignored: rows of foreign experts are counted",
     "permute",
     "problem_sizes",
+    "expert_counts",
     variant="counts",
     when=mapped,
     sources=("ROCm/aiter#3995", "sgl-project/sglang#15304"),
@@ -142,9 +143,14 @@ def last_row_of_full_block_lost(call: Call) -> Mutation:
     "counts begin at what memory held before, not at 0",
     "align_block_size",
     "problem_sizes",
+    "expert_counts",
     sources=("sgl-project/sglang#3534",),
 )
 def counts_not_cleared(call: Call) -> Mutation:
+    if call.case.op == "expert_counts":
+        (counts,) = right(call)
+        counts[0] += 3
+        return changed(call, at_0=counts)
     if call.case.op == "align_block_size":
         *_, padded_to = right(call)
         return changed(call, at_2=padded_to + np.int32(call.inputs["block_size"]))
@@ -165,6 +171,40 @@ def empty_experts_left_out(call: Call) -> Mutation:
     used = first[:, 0] > 0
     order = np.concatenate([np.flatnonzero(used), np.flatnonzero(~used)])
     return changed(call, at_0=starts, at_1=first[order], at_2=second[order])
+
+
+@mutant("counts_summed", "counts are those of all experts so far: a running sum", "expert_counts")
+def counts_summed(call: Call) -> Mutation:
+    (counts,) = right(call)
+    return changed(call, at_0=np.cumsum(counts, dtype=np.int32))
+
+
+@mutant("counts_padded", "counts are rounded up to whole blocks of 16 rows", "expert_counts")
+def counts_padded(call: Call) -> Mutation:
+    (counts,) = right(call)
+    return changed(call, at_0=(-(-counts // 16) * 16).astype(np.int32))
+
+
+@mutant(
+    "counts_of_first_slot",
+    "tokens are counted instead of their slots: the first one only",
+    "expert_counts",
+    when=lambda case: case.spec.routing.top_k > 1,
+)
+def counts_of_first_slot(call: Call) -> Mutation:
+    return with_inputs(call, topk_ids=call.inputs["topk_ids"][:, :1])
+
+
+@mutant(
+    "counts_of_expert_lost",
+    "two threads count the same expert at once, and one of the counts is lost",
+    "expert_counts",
+    sources=("sgl-project/sglang#3534",),
+)
+def count_lost(call: Call) -> Mutation:
+    (counts,) = right(call)
+    counts[int(np.argmax(counts))] -= 1
+    return changed(call, at_0=counts)
 
 
 @mutant("sizes_swapped", "rows and columns of the second GEMM are exchanged", "problem_sizes")

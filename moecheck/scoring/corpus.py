@@ -11,7 +11,7 @@ from moecheck.mutants import Mutant, all_mutants
 from moecheck.ops import OPS
 from moecheck.quantization import SCHEMES
 
-from .variants import CLASSES, REQUANTISED, Variant, variant_of
+from .variants import CLASSES, REQUANTISED, STATIC, Known, Variant, variant_of
 
 # Schemes of quantised weights, of each way of scaling one.
 WEIGHTS = (
@@ -66,22 +66,24 @@ def planted(op: str, seed: int, mutants: tuple[Mutant, ...]) -> list[Planted]:
     own = [one for one in mutants if op in one.ops]
     plain = tuple(one for one in own if one.under is None)
     found = [Planted(op=op, seed=seed, variant=variant_of(seed), mutants=plain)] if plain else []
-    by_number: dict[int, list[Mutant]] = {}
+    by_number: dict[tuple[int, bool], list[Mutant]] = {}
     for one in own:
         if one.under is not None:
             by_number.setdefault(_number_for(one, seed), []).append(one)
-    for number, group in by_number.items():
-        variant = variant_of(number, requantised=True)
+    for (number, static), group in by_number.items():
+        variant = variant_of(number, requantised=True, static=static)
         found.append(Planted(op=op, seed=seed, variant=variant, mutants=tuple(group)))
     return found
 
 
-def _number_for(one: Mutant, seed: int) -> int:
-    """The first variant of the seed under whose contract the mutant has a meaning."""
+def _number_for(one: Mutant, seed: int) -> tuple[int, bool]:
+    """The first variant of the seed under whose contract the mutant has a meaning; whether its scales are static."""
     assert one.under is not None
-    assert any(one.under(contract) for contract in REQUANTISED), f"no legal variant can have the bug {one.id}"
+    static = not any(one.under(contract) for contract in REQUANTISED)
+    assert not static or any(one.under(contract) for contract in STATIC), f"no legal variant can have the bug {one.id}"
     numbers = range(VARIANTS * seed, VARIANTS * (seed + 1))
-    return next(number for number in numbers if one.under(variant_of(number, requantised=True).contract))
+    wanted = (n for n in numbers if one.under(variant_of(n, requantised=True, static=static).contract))
+    return next(wanted), static
 
 
 def legal_trial(name: str, number: int) -> tuple[Case, Variant]:
@@ -95,4 +97,7 @@ def legal_trial(name: str, number: int) -> tuple[Case, Variant]:
     cases = corpus(op, "default", number % 4)
     drawn = cases[number // len(ops) % len(cases)]
     case = replace(drawn, dtype=CLASSES[name], seed=1000 + number)
-    return case, variant_of(number, requantised=requantised, known=("declared", "found", "unknown"))
+    weights = case.spec.experts.quantization
+    static = requantised and weights is not None and weights.static_activations
+    known: tuple[Known, ...] = ("declared", "found", "unknown")
+    return case, variant_of(number, requantised=requantised, static=static, known=known)

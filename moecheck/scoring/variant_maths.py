@@ -1,4 +1,4 @@
-"""The arithmetic of legal variants in NumPy's float32: GEMMs, activations, quantisers and sums in an order of their own.
+"""The arithmetic of legal variants in NumPy's float32: GEMMs, activations, quantisers, sums in an order of their own.
 
 Nothing here is shared with the references but the definitions of layouts and of rarely used activation functions.
 """

@@ -39,6 +39,16 @@ REQUANTISED = (
     Numerics(act_times_up=INPUT, a2_quant=Quantizer(format="int8")),
     Numerics(a2_quant=Quantizer(group=32, scale="power_of_two", division="multiply")),
 )
+# Of layers that are given the scales.
+STATIC = (
+    Numerics(a1_quant=Quantizer(static=True), a2_quant=Quantizer(static=True)),
+    Numerics(
+        gate_up=INPUT,
+        act_times_up=INPUT,
+        a1_quant=Quantizer(static=True, division="multiply"),
+        a2_quant=Quantizer(static=True, division="multiply"),
+    ),
+)
 CHUNKS = (0, 16, 32, 64, 128)
 SPLITS = (1, 2, 3, 4)
 ORDERS: tuple[Order, ...] = ("forward", "backward", "shuffled")
@@ -80,14 +90,19 @@ class Variant:
         return "; ".join([f"{stored} stored", *quantised, self.known, f"{sums}, split-K {self.splits}"])
 
 
-def variant_of(number: int, *, requantised: bool = False, known: tuple[Known, ...] = ("declared",)) -> Variant:
+def variant_of(
+    number: int, *, requantised: bool = False, static: bool = False, known: tuple[Known, ...] = ("declared",)
+) -> Variant:
     """The legal variant of a number: every number draws its contract, order of sums and the rest anew.
 
-    requantised: whether it requantises activations. known: what the harness may be told of it.
+    requantised: whether it requantises activations. static: whether by scales that it is given. known: what the harness
+    may be told of it.
     """
+    requantised = requantised or static
     bits = draw.integers(("variant", number, requantised), (8,), below=1 << 30)
     said = known[int(bits[0]) % len(known)]
-    contracts = REQUANTISED if requantised else STORES if said == "unknown" else (*STORES, *LOW_COMBINE)
+    quantised = STATIC if static else REQUANTISED
+    contracts = quantised if requantised else STORES if said == "unknown" else (*STORES, *LOW_COMBINE)
     if requantised and said == "unknown":
         said = "found"  # nothing can be said of requantisation whose rounding points nobody knows
     return Variant(

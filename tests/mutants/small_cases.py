@@ -17,6 +17,8 @@ BIASED = RoutingSpec(top_k=4, scoring="sigmoid", correction_bias="select", renor
 GROUPED = replace(BIASED, num_expert_groups=4, topk_groups=2, group_score="top2_sum", routed_scaling_factor=1.0)
 UNNORMALISED = RoutingSpec(top_k=4, routed_scaling_factor=2.5)
 ZERO = RoutingSpec(top_k=4, correction_bias="select", num_zero_experts=3, routed_scaling_factor=6.0)
+HASH = RoutingSpec(top_k=4, scoring="sqrt_softplus", selection="hash", renormalize=True)
+PARTS = ("experts", "shared_experts", "shared_spec", "latent_experts", "sum_factor")
 ROUTINGS = (
     TOP4,
     RoutingSpec(top_k=4),
@@ -29,6 +31,8 @@ ROUTINGS = (
     RoutingSpec(top_k=2, softcap=1.0),
     RoutingSpec(top_k=4, renormalize=True, per_expert_scale=True),
     RoutingSpec(top_k=2, selection="sparsemixer"),
+    RoutingSpec(top_k=2, selection="sparsemixer", sparsemixer_epsilon=0.2),
+    HASH,
 )
 ACTIVATIONS = (
     ExpertSpec(),
@@ -43,11 +47,13 @@ ACTIVATIONS = (
 
 
 def case(op: str, routing: RoutingSpec = TOP2, **fields: object) -> Case:
-    """A small case of an op; `experts` and `shared_experts` go into its spec."""
-    parts = {name: fields.pop(name) for name in ("experts", "shared_experts") if name in fields}
+    """A small case of an op; PARTS go into its spec."""
+    parts = {name: fields.pop(name) for name in PARTS if name in fields}
     spec = MoESpec(routing=routing, **parts)  # type: ignore[arg-type]  # as in MoESpec
     if spec.shared_experts != "none":
         fields.setdefault("shared_intermediate_size", 48)
+    if spec.latent_experts:
+        fields.setdefault("latent_size", 36)
     if routing.num_expert_groups > 1:
         fields.setdefault("num_experts", 16)
     return Case(op=op, spec=spec, **{**SIZES, **fields})  # type: ignore[arg-type]  # as in Case
@@ -68,6 +74,16 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("moe_layer", TOP2, num_tokens=40),
         case("moe_layer", TOP2, stratum="zero_rows"),
         case("moe_layer", RoutingSpec(top_k=1, scoring="sigmoid"), experts=ExpertSpec(weight_on_input=True)),
+        case("moe_layer", TOP2, latent_experts=True, shared_experts="ungated", dtype="fp32"),
+        case("moe_layer", TOP2, sum_factor=0.5**0.5, shared_experts="ungated", dtype="fp32"),
+        case(
+            "moe_layer",
+            TOP2,
+            experts=ExpertSpec(swiglu_limit=7.0, limit_position="after"),
+            shared_experts="ungated",
+            shared_spec=ExpertSpec(swiglu_limit=16.0, limit_position="after"),
+            dtype="fp32",
+        ),
     ),
     "fused_experts": (
         case("fused_experts"),
@@ -88,7 +104,15 @@ CASES: dict[str, tuple[Case, ...]] = {
                 intermediate_size=136,
                 dtype="fp32",
             )
-            for name in ("fp8-block", "fp8-channel", "int4-group32", "int4-group64-zeros", "mxfp4", "nvfp4-swizzled")
+            for name in (
+                "fp8-block",
+                "fp8-channel",
+                "fp8-tensor-static",
+                "int4-group32",
+                "int4-group64-zeros",
+                "mxfp4",
+                "nvfp4-swizzled",
+            )
         ),
         case("fused_experts", TOP2, hidden_size=96, intermediate_size=264),
         case("fused_experts", stratum="one_hot", dtype="fp32"),
@@ -125,12 +149,21 @@ CASES: dict[str, tuple[Case, ...]] = {
     **{
         op: (
             case(op),
+            case(op, TOP4, load="padding", num_tokens=40),
+            case(op, experts=SWIGLUOAI, dtype="fp32"),
+            *([case(op, num_local_experts=3, map_style="shuffled")] if op == "expert_outputs" else []),
+        )
+        for op in ("expert_outputs", "batched_experts")
+    },
+    **{
+        op: (
+            case(op),
             case(op, num_tokens=40, load="block_edges", num_experts=6),
             case(op, load="one_expert", num_tokens=40),
             case(op, load="padding"),
             case(op, num_local_experts=3, map_style="shuffled"),
             case(op, hidden_scale=op == "permute"),
         )
-        for op in ("align_block_size", "permute", "problem_sizes", "shuffle_rows")
+        for op in ("align_block_size", "expert_counts", "permute", "problem_sizes", "shuffle_rows")
     },
 }
