@@ -14,10 +14,10 @@ from .errors import CaseError
 from .formats import FORMATS, AnyArray, Float64, store, to_float64
 from .quantization import Quantization
 from .quantized_inputs import CODE_DTYPES, SPANS
-from .window_weights import WindowStack
+from .window_weights import WindowStack, used_again
 
 REACH = 4.0  # the largest code is so many standard deviations of the codes; quantiles go to 3.7
-ROWS = 64  # multiplied by their scales at a time: bounds the extra memory
+ROWS = 16  # made at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,18 @@ class DequantisedStack:
         return self.codes.count, self.codes.rows, self.codes.columns
 
     def __getitem__(self, expert: int, /) -> Float64:
-        matrix, scales = self.codes.float64(expert), self.scales.float64(expert)
-        height, width = _block(self.quantization, self.codes.rows, self.codes.columns)
-        for start in range(0, len(matrix), ROWS):
-            some = slice(start, min(start + ROWS, len(matrix)))
-            of_rows = scales[np.arange(some.start, some.stop) // height]
-            matrix[some] *= np.repeat(of_rows, width, axis=1)[:, : self.codes.columns]
+        scales = self.scales.float64(expert)
+        rows, columns = self.codes.rows, self.codes.columns
+        height, width = _block(self.quantization, rows, columns)
+        matrix, starts = used_again((rows, columns)), self.codes.starts(expert)
+        for start in range(0, rows, ROWS):  # while they are in the cache
+            part = matrix[start : start + ROWS]
+            self.codes.fill(part, starts[start : start + ROWS])
+            first, last = start // height, (start + len(part) - 1) // height
+            if first == last:
+                part *= np.repeat(scales[first], width)[:columns]
+            else:
+                part *= np.repeat(scales[np.arange(start, start + len(part)) // height], width, axis=1)[:, :columns]
         return matrix
 
 

@@ -8,6 +8,8 @@ column or block, or another matrix, multiplies by other numbers in every column.
 
 from __future__ import annotations
 
+import sys
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -65,8 +67,11 @@ class WindowStack:
         return draw.look_up(draw.philox(*self.key), self.table, (self._length + self.columns,))
 
     @cached_property
-    def _bank_float64(self) -> Float64:
-        return draw.look_up(draw.philox(*self.key), self.numbers, (self._length + self.columns,))
+    def _bank_numbers(self) -> npt.NDArray[np.float32]:
+        """What the bank's entries stand for: fp32 has all numbers of all formats, in half of float64's memory."""
+        single = self.numbers.astype(np.float32)
+        assert np.array_equal(single, self.numbers)
+        return draw.look_up(draw.philox(*self.key), single, (self._length + self.columns,))
 
     @property
     def _length(self) -> int:
@@ -79,7 +84,13 @@ class WindowStack:
 
     def float64(self, expert: int) -> Float64:
         """What the entries of one matrix stand for, [rows, columns] float64."""
-        return _windows(self._bank_float64, self.starts(expert), self.columns)
+        matrix = used_again((self.rows, self.columns))
+        self.fill(matrix, self.starts(expert))
+        return matrix
+
+    def fill(self, part: Float64, starts: npt.NDArray[np.int64]) -> None:
+        """Write what the entries of the rows that begin at `starts` stand for into part [len(starts), columns]."""
+        _windows(self._bank_numbers, starts, self.columns, part)
 
     def all(self) -> AnyArray:
         """The whole stack."""
@@ -93,8 +104,29 @@ class WindowStack:
         return cls(key=key, table=table, numbers=to_float64(table), count=count, rows=rows, columns=columns)
 
 
-def _windows(bank: AnyArray, starts: npt.NDArray[np.int64], columns: int) -> AnyArray:
-    rows = np.empty((len(starts), columns), bank.dtype)
+def used_again(shape: tuple[int, int]) -> Float64:
+    """An array of float64 with any content; memory that an earlier one had and that nobody refers to any more.
+
+    Fresh pages for gigabytes of matrices cost more than their numbers, on virtual machines many times more.
+    """
+    with _lock:
+        for buffer in _buffers:
+            if buffer.shape == shape and sys.getrefcount(buffer) == UNUSED:
+                return buffer.view()
+        if len(_buffers) == MOST_BUFFERS:
+            _buffers.clear()
+        _buffers.append(np.empty(shape))
+        return _buffers[-1].view()
+
+
+def _windows(bank: AnyArray, starts: npt.NDArray[np.int64], columns: int, into: AnyArray | None = None) -> AnyArray:
+    rows = np.empty((len(starts), columns), bank.dtype) if into is None else into
     for row, start in zip(rows, starts.tolist(), strict=True):  # NumPy's own indexing takes three times as long
         row[:] = bank[start : start + columns]
     return rows
+
+
+_lock = threading.Lock()
+_buffers: list[Float64] = []
+MOST_BUFFERS = 64
+UNUSED = 3  # references to a buffer that only the list, the loop and the count itself have

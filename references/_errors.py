@@ -14,6 +14,8 @@ from ._parallel import each
 from ._row_groups import Group
 from ._stores import Estimate
 
+AT_A_TIME = 1024  # rows of a matrix at a time: bounds the extra memory
+
 
 class Question(NamedTuple):
     """What is asked of a kernel's error. flips: about the reference that rounds, not about the true value. rows:
@@ -70,8 +72,13 @@ class SharedError:
 
     def _through(self, c: AnyArray, part_of: Callable[[Float64], AnyArray]) -> AnyArray:
         """The products of c, [..., n, H], with part_of(W) of each row's map: [..., n, I]."""
-        parts = each(lambda group: c[..., group.rows, :] @ part_of(group.matrix()), self.groups)
-        return np.concatenate(list(parts), axis=-2)
+
+        def of_group(group: Group) -> AnyArray:
+            w, rows = group.matrix(), c[..., group.rows, :]
+            parts = (rows[..., s : s + AT_A_TIME] @ part_of(w[s : s + AT_A_TIME]) for s in range(0, len(w), AT_A_TIME))
+            return np.asarray(sum(parts))
+
+        return np.concatenate(list(each(of_group, self.groups)), axis=-2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

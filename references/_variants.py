@@ -26,6 +26,7 @@ from .act_and_mul import activated
 FUNCTION_ULPS = 1.0  # standard deviation, in fp32 ulps of their inputs, of act and of the product: two ulps at most
 
 SOME_COLUMNS = 16
+AT_A_TIME = 256  # rows of a matrix in fp32 at a time: bounds the extra memory
 
 
 class Noise(NamedTuple):
@@ -87,7 +88,11 @@ def products_with_errors(x: Float64, w: Float64, stores: Numerics, noise: Noise)
 def _of_differences(apart: Float64, w: Float64) -> npt.NDArray[np.float32]:
     """What variants' inputs differ by, [V, n, K], times W^T: [V, n, N]."""
     with np.errstate(invalid="ignore", over="ignore"):
-        product = apart.astype(np.float32).reshape(-1, apart.shape[-1]) @ w.astype(np.float32).T
+        rows = apart.astype(np.float32).reshape(-1, apart.shape[-1])
+        product = np.empty((len(rows), len(w)), np.float32)
+        for start in range(0, len(w), AT_A_TIME):
+            part = slice(start, start + AT_A_TIME)
+            np.matmul(rows, w[part].astype(np.float32).T, out=product[:, part])
     return product.reshape(*apart.shape[:-1], len(w))
 
 
