@@ -43,10 +43,10 @@ def tile_of_program(padded_rows, column_tiles, group_m, BLOCK_M: tl.constexpr):
     return tl.where(program < blocks * column_tiles, group * group_m + inside % size, blocks), inside // size
 
 
-@triton.jit(do_not_specialize=["num_pairs", "group_m"])
-def gate_up_kernel(
-    x, w13, bias, topk_weights, h, sorted_token_ids, expert_ids, num_tokens_post_padded, num_pairs, inter, hidden,
-    stride_x, stride_we, stride_wn, stride_bias, stride_h, group_m,
+@triton.jit
+def gate_up_tile(
+    x, w13, bias, topk_weights, h, sorted_token_ids, expert, column_tile, num_pairs, inter, hidden,
+    stride_x, stride_we, stride_wn, stride_bias, stride_h,
     TOP_K: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHTED: tl.constexpr,
     EVEN_N: tl.constexpr, EVEN_K: tl.constexpr,
     LIMIT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, ACTIVATION: tl.constexpr,
@@ -57,13 +57,8 @@ def gate_up_kernel(
     One product with the rows of gate and up taken in turns: an accumulator's neighbours are then a gate and its up. A
     weight on the input multiplies the products, W (w x) = w (W x), which rounds nothing more.
     """
-    padded_rows = tl.load(num_tokens_post_padded)
-    block, column_tile = tile_of_program(padded_rows, tl.cdiv(inter, BLOCK_N), group_m, BLOCK_M)
-    if block * BLOCK_M >= padded_rows:
-        return
-    pairs = tl.load(sorted_token_ids + block * BLOCK_M + tl.arange(0, BLOCK_M))
+    pairs = tl.load(sorted_token_ids + tl.arange(0, BLOCK_M))
     valid = pairs < num_pairs
-    expert = tl.load(expert_ids + block).to(tl.int64)
     turns = 2 * column_tile * BLOCK_N + tl.arange(0, 2 * BLOCK_N)
     existing = turns < 2 * inter
     w_rows = turns if INTERLEAVED else turns // 2 + turns % 2 * inter
@@ -95,9 +90,42 @@ def gate_up_kernel(
 
 
 @triton.jit(do_not_specialize=["num_pairs", "group_m"])
-def grouped_gemm_kernel(
-    x, w, bias, topk_weights, y, sorted_token_ids, expert_ids, num_tokens_post_padded, num_pairs, outputs, inputs,
-    stride_x, stride_we, stride_wn, stride_bias, stride_y, group_m,
+def gate_up_kernel(
+    x, w13, bias, topk_weights, h, sorted_token_ids, expert_ids, num_tokens_post_padded, num_pairs, inter, hidden,
+    stride_x, stride_we, stride_wn, stride_bias, stride_h, group_m,
+    TOP_K: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHTED: tl.constexpr,
+    EVEN_N: tl.constexpr, EVEN_K: tl.constexpr,
+    LIMIT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, ACTIVATION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LEAST_M: tl.constexpr,
+):  # fmt: skip
+    """gate_up_tile for each block and tile of columns; with LEAST_M rows where a block's last pairs are padding."""
+    padded_rows = tl.load(num_tokens_post_padded)
+    block, column_tile = tile_of_program(padded_rows, tl.cdiv(inter, BLOCK_N), group_m, BLOCK_M)
+    if block * BLOCK_M >= padded_rows:
+        return
+    first_pair = sorted_token_ids + block * BLOCK_M
+    expert = tl.load(expert_ids + block).to(tl.int64)
+    if LEAST_M < BLOCK_M:  # noqa: SIM102  # a branch at compile time
+        if tl.load(first_pair + LEAST_M) >= num_pairs:
+            gate_up_tile(
+                x, w13, bias, topk_weights, h, first_pair, expert, column_tile, num_pairs, inter, hidden,
+                stride_x, stride_we, stride_wn, stride_bias, stride_h,
+                TOP_K, INTERLEAVED, HAS_BIAS, WEIGHTED, EVEN_N, EVEN_K, LIMIT, ALPHA, BETA, ACTIVATION,
+                LEAST_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+            return
+    gate_up_tile(
+        x, w13, bias, topk_weights, h, first_pair, expert, column_tile, num_pairs, inter, hidden,
+        stride_x, stride_we, stride_wn, stride_bias, stride_h,
+        TOP_K, INTERLEAVED, HAS_BIAS, WEIGHTED, EVEN_N, EVEN_K, LIMIT, ALPHA, BETA, ACTIVATION,
+        BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+
+
+@triton.jit
+def grouped_gemm_tile(
+    x, w, bias, topk_weights, y, sorted_token_ids, expert, column_tile, num_pairs, outputs, inputs,
+    stride_x, stride_we, stride_wn, stride_bias, stride_y,
     PAIRS_PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHTED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
     EVEN_N: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -106,13 +134,8 @@ def grouped_gemm_kernel(
 
     WEIGHT_FIRST: the weight multiplies before the bias is added, as one on the input does.
     """
-    padded_rows = tl.load(num_tokens_post_padded)
-    block, column_tile = tile_of_program(padded_rows, tl.cdiv(outputs, BLOCK_N), group_m, BLOCK_M)
-    if block * BLOCK_M >= padded_rows:
-        return
-    pairs = tl.load(sorted_token_ids + block * BLOCK_M + tl.arange(0, BLOCK_M))
+    pairs = tl.load(sorted_token_ids + tl.arange(0, BLOCK_M))
     valid = pairs < num_pairs
-    expert = tl.load(expert_ids + block).to(tl.int64)
     columns = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = columns < outputs
 
@@ -138,3 +161,33 @@ def grouped_gemm_kernel(
         total *= tl.load(topk_weights + pairs, mask=valid, other=0.0)[:, None]
     y_rows = y + pairs.to(tl.int64)[:, None] * stride_y
     tl.store(y_rows + columns[None, :], total.to(y.dtype.element_ty), mask=valid[:, None] & inside[None, :])
+
+
+@triton.jit(do_not_specialize=["num_pairs", "group_m"])
+def grouped_gemm_kernel(
+    x, w, bias, topk_weights, y, sorted_token_ids, expert_ids, num_tokens_post_padded, num_pairs, outputs, inputs,
+    stride_x, stride_we, stride_wn, stride_bias, stride_y, group_m,
+    PAIRS_PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHTED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
+    EVEN_N: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LEAST_M: tl.constexpr,
+):  # fmt: skip
+    """grouped_gemm_tile for each block and tile of columns, as gate_up_kernel."""
+    padded_rows = tl.load(num_tokens_post_padded)
+    block, column_tile = tile_of_program(padded_rows, tl.cdiv(outputs, BLOCK_N), group_m, BLOCK_M)
+    if block * BLOCK_M >= padded_rows:
+        return
+    first_pair = sorted_token_ids + block * BLOCK_M
+    expert = tl.load(expert_ids + block).to(tl.int64)
+    if LEAST_M < BLOCK_M:  # noqa: SIM102  # a branch at compile time
+        if tl.load(first_pair + LEAST_M) >= num_pairs:
+            grouped_gemm_tile(
+                x, w, bias, topk_weights, y, first_pair, expert, column_tile, num_pairs, outputs, inputs,
+                stride_x, stride_we, stride_wn, stride_bias, stride_y,
+                PAIRS_PER_ROW, HAS_BIAS, WEIGHTED, WEIGHT_FIRST, EVEN_N, EVEN_K, LEAST_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+            return
+    grouped_gemm_tile(
+        x, w, bias, topk_weights, y, first_pair, expert, column_tile, num_pairs, outputs, inputs,
+        stride_x, stride_we, stride_wn, stride_bias, stride_y,
+        PAIRS_PER_ROW, HAS_BIAS, WEIGHTED, WEIGHT_FIRST, EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip

@@ -44,7 +44,7 @@ def best_groups(
         score += tl.max(tl.where(inner == first[:, :, None], float("-inf"), grouped), axis=2)
     group = tl.arange(0, BLOCK_G)[None, :]
     left = (score == score) & (group < GROUPS)
-    kept = group < 0
+    kept = left & (group < 0)
     for _ in range(TOPK_GROUPS):
         best = tl.max(tl.where(left, score, float("-inf")), axis=1)[:, None]
         chosen = tl.min(tl.where(left & (score == best), group, BLOCK_G), axis=1)[:, None]

@@ -59,6 +59,11 @@ def constants(tiles: Tiles, block_m: int, *, columns: int, terms: int) -> dict[s
     }
 
 
+def least_rows(block_m: int) -> int:
+    """Rows that are multiplied of a block whose last ones are padding: half of it, from what wgmma takes at least."""
+    return max(block_m // 2, 16 if INTERPRETED else 64)
+
+
 def tile(rows: int, width: int, *, elements: int = ROW_ELEMENTS) -> tuple[int, int]:
     """Rows and columns of a row-wise kernel's tile: as much of the width as fits, at most `elements` elements."""
     columns = min(1024, triton.next_power_of_2(max(16, width)))

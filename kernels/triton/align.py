@@ -7,10 +7,11 @@ import torch
 import moecheck
 import triton
 
-from ._jit_align import align_kernel, count_kernel
+from ._jit_align import add_chunks_kernel, align_kernel, count_chunks_kernel, place_kernel, problem_sizes_kernel
 
-CHUNK = 4096
-COUNTED_FROM = 4096  # pairs from which a launch of its own counts faster than every program for itself
+LARGEST_CHUNK = 4096
+MANY = 4096  # pairs from which three launches over chunks are faster than one of all pairs for each expert
+CHUNK_OF_MANY = 256
 
 
 @moecheck.kernel("align_block_size", backend="triton", name="triton/align_block_size", deterministic=True)
@@ -21,7 +22,7 @@ def align_block_size(
 
     topk_ids: [T, top_k] int32. expert_map: [E] int32, global to local id. Returns sorted_token_ids [L] (token * top_k +
     slot, padded with T * top_k), expert_ids [ceil(L / block_size)] (local, experts by global id, padded with -1) and
-    num_tokens_post_padded [1], all int32; L is the most that any ids can need. One launch, or two for many pairs; the
+    num_tokens_post_padded [1], all int32; L is the most that any ids can need. One launch, or three for many pairs; the
     host waits for nothing.
     """
     pairs = topk_ids.numel()
@@ -30,9 +31,7 @@ def align_block_size(
     second, third = -(-length // 4) * 4, -(-length // 4) * 4 + -(-blocks // 4) * 4  # Triton knows 16-byte alignment
     found = torch.empty(third + 1, dtype=torch.int32, device=topk_ids.device)
     sorted_ids, expert_ids, total = found[:length], found[second : second + blocks], found[third:]
-    _align(
-        topk_ids, expert_map, num_experts, sorted_ids, expert_ids, total, None, None, block_size=block_size, local=False
-    )
+    _align(topk_ids, expert_map, num_experts, (sorted_ids, expert_ids, total), None, block_size=block_size)
     return sorted_ids, expert_ids, total
 
 
@@ -43,20 +42,12 @@ def order_by_expert(
 
     topk_ids: [T, top_k] int32. num_experts: local ones. Returns [num_experts + 1] and [T, top_k], int32.
     """
-    pairs = topk_ids.numel()
-    order = torch.empty(pairs, dtype=torch.int32, device=topk_ids.device)
-    starts, inverse = order.new_empty(num_experts + 1), torch.empty_like(topk_ids, dtype=torch.int32)
-    _align(topk_ids, expert_map, num_experts, order, order, order, starts, inverse, block_size=1, local=True)
+    order = torch.empty(topk_ids.numel(), dtype=torch.int32, device=topk_ids.device)
+    starts, inverse = order.new_empty(num_experts + 1), order.new_empty(topk_ids.shape)
+    if num_experts == 0:
+        return starts.zero_(), inverse.fill_(-1)
+    _align(topk_ids, expert_map, num_experts, (order, order, order), (starts, inverse), block_size=1)
     return starts, inverse
-
-
-@moecheck.kernel("expert_counts", backend="triton", name="triton/expert_counts", deterministic=True)
-def expert_counts(*, topk_ids: torch.Tensor, num_experts: int, expert_map: torch.Tensor | None = None) -> torch.Tensor:
-    """How many slots each local expert has; ids that are -1 or map to -1 count nowhere.
-
-    topk_ids: [T, top_k] int32. expert_map: [E] int32. Returns [L] int32.
-    """
-    return _counts(topk_ids, expert_map, local_experts(num_experts, expert_map), local=True)
 
 
 @moecheck.kernel("problem_sizes", backend="triton", name="triton/problem_sizes", deterministic=True)
@@ -68,17 +59,18 @@ def problem_sizes(
     hidden_size: int,
     expert_map: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Row offsets and (rows, n, k) of both GEMMs per local expert.
+    """Row offsets and (rows, n, k) of both GEMMs per local expert, in one launch.
 
     topk_ids: [T, top_k] int32. expert_map: [E] int32. Returns expert_starts [L+1], problem_sizes1 [L, 3] with n = 2I,
     k = H and problem_sizes2 [L, 3] with n = H and k = I, all int32.
     """
-    counts = expert_counts(topk_ids=topk_ids, num_experts=num_experts, expert_map=expert_map)
-    starts = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
-    sizes = torch.empty(2, len(counts), 3, dtype=torch.int32, device=counts.device)
-    sizes[:, :, 0] = counts
-    sizes[0, :, 1], sizes[0, :, 2] = 2 * intermediate_size, hidden_size
-    sizes[1, :, 1], sizes[1, :, 2] = hidden_size, intermediate_size
+    ids, experts = topk_ids.contiguous(), local_experts(num_experts, expert_map)
+    starts = torch.empty(experts + 1, dtype=torch.int32, device=ids.device)
+    sizes = torch.empty(2, experts, 3, dtype=torch.int32, device=ids.device)
+    problem_sizes_kernel[(1,)](
+        ids, ids if expert_map is None else expert_map, starts, sizes, ids.numel(), experts, intermediate_size,
+        hidden_size, HAS_MAP=expert_map is not None, BINS=_bins(experts), CHUNK=_chunk(ids.numel()), num_warps=8,
+    )  # fmt: skip
     return starts, sizes[0], sizes[1]
 
 
@@ -87,42 +79,44 @@ def local_experts(num_experts: int, expert_map: torch.Tensor | None) -> int:
     return num_experts if expert_map is None else int((expert_map >= 0).sum())
 
 
-def _counts(ids: torch.Tensor, expert_map: torch.Tensor | None, num_experts: int, *, local: bool) -> torch.Tensor:
-    counts = torch.empty(num_experts, dtype=torch.int32, device=ids.device)
-    if num_experts:
-        ids = ids.contiguous()
-        count_kernel[(num_experts,)](
-            ids, ids if expert_map is None else expert_map, counts, ids.numel(),
-            HAS_MAP=expert_map is not None, BY_LOCAL=local, CHUNK=_chunk(ids.numel()), num_warps=8,
-        )  # fmt: skip
-    return counts
-
-
 def _align(
     topk_ids: torch.Tensor,
     expert_map: torch.Tensor | None,
     num_experts: int,
-    sorted_ids: torch.Tensor,
-    expert_ids: torch.Tensor,
-    total: torch.Tensor,
-    starts: torch.Tensor | None,
-    inverse: torch.Tensor | None,
+    blocks: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    permutation: tuple[torch.Tensor, torch.Tensor] | None,
     *,
     block_size: int,
-    local: bool,
 ) -> None:
-    ids = topk_ids.contiguous()
-    pairs, counted = ids.numel(), ids.numel() >= COUNTED_FROM
-    counts = _counts(ids, expert_map, num_experts, local=local) if counted else ids
-    align_kernel[(max(1, num_experts),)](
-        ids, ids if expert_map is None else expert_map, counts, sorted_ids, expert_ids, total,
-        ids if starts is None else starts, ids if inverse is None else inverse,
-        pairs, num_experts, len(sorted_ids), len(expert_ids), block_size,
-        HAS_MAP=expert_map is not None, BY_LOCAL=local, COUNTED=counted, PERMUTES=starts is not None,
-        BINS=triton.next_power_of_2(max(32, num_experts + 1)), CHUNK=_chunk(pairs), num_warps=8 if counted else 4,
+    """Fill `blocks` by global expert id, or the first of them and `permutation` (starts, inverse) by local id."""
+    ids, (sorted_ids, expert_ids, total) = topk_ids.contiguous(), blocks
+    pairs = ids.numel()
+    mapping = ids if expert_map is None else expert_map
+    starts, inverse = permutation or (ids, ids)
+    of_ids = {"HAS_MAP": expert_map is not None, "BY_LOCAL": permutation is not None, "BINS": _bins(num_experts)}
+    sizes = (pairs, num_experts, len(sorted_ids), len(expert_ids), block_size)
+    if pairs < MANY:
+        align_kernel[(num_experts,)](
+            ids, mapping, sorted_ids, expert_ids, total, starts, inverse, *sizes,
+            **of_ids, PERMUTES=permutation is not None, CHUNK=_chunk(pairs),
+        )  # fmt: skip
+        return
+    chunks = triton.cdiv(pairs, CHUNK_OF_MANY)
+    totals = torch.empty(-(-num_experts // 4) * 4 + num_experts * chunks, dtype=torch.int32, device=ids.device)
+    counts = totals[-(-num_experts // 4) * 4 :]
+    count_chunks_kernel[(chunks,)](ids, mapping, counts, pairs, num_experts, chunks, **of_ids, CHUNK=CHUNK_OF_MANY)
+    add_chunks_kernel[(num_experts,)](counts, totals, chunks, BLOCK=min(1024, triton.next_power_of_2(chunks)))
+    place_kernel[(chunks,)](
+        ids, mapping, counts, totals, sorted_ids, expert_ids, total, starts, inverse, *sizes, chunks,
+        **of_ids, PERMUTES=permutation is not None, CHUNK=CHUNK_OF_MANY,
     )  # fmt: skip
 
 
+def _bins(num_experts: int) -> int:
+    bins: int = triton.next_power_of_2(max(32, num_experts + 1))
+    return bins
+
+
 def _chunk(pairs: int) -> int:
-    chunk: int = triton.next_power_of_2(max(128, min(pairs, CHUNK)))
+    chunk: int = triton.next_power_of_2(max(128, min(pairs, LARGEST_CHUNK)))
     return chunk

@@ -9,7 +9,7 @@ import triton
 from moecheck.numerics import INPUT
 
 from ._jit_gemm import gate_up_kernel, grouped_gemm_kernel
-from ._launch import activation_constants, check_spec, constants, tiles_of_experts
+from ._launch import activation_constants, check_spec, constants, least_rows, tiles_of_experts
 from ._tiles import Configuration, check_file
 from .align import align_block_size
 from .rows import act_and_mul, sum_slots
@@ -111,6 +111,7 @@ class Blocks:
                 x, w13, x if bias is None else bias.contiguous(), self.topk_weights, h, *self.metadata,
                 len(h), inter, terms, x.stride(0), w13.stride(0), w13.stride(1), 2 * inter, h.stride(0),
                 TOP_K=self.topk_ids.shape[1], HAS_BIAS=bias is not None, WEIGHTED=spec.weight_on_input,
+                LEAST_M=least_rows(self.block_m),
                 **activation_constants(spec), **constants(self.tiles.gate_up, self.block_m, columns=inter, terms=terms),
             )  # fmt: skip
         return h
@@ -132,7 +133,7 @@ class Blocks:
                 x, w, x if bias is None else bias.contiguous(), self.topk_weights, y, *self.metadata,
                 len(y), outputs, terms, x.stride(0), w.stride(0), w.stride(1), outputs, y.stride(0),
                 PAIRS_PER_ROW=1 if part == "down" else self.topk_ids.shape[1], HAS_BIAS=bias is not None,
-                WEIGHTED=weighted, WEIGHT_FIRST=part == "gate_up",
+                WEIGHTED=weighted, WEIGHT_FIRST=part == "gate_up", LEAST_M=least_rows(self.block_m),
                 **constants(tiles, self.block_m, columns=outputs, terms=terms),
             )  # fmt: skip
         return y

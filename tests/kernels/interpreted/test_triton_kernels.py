@@ -11,7 +11,7 @@ import torch
 
 from moecheck import ExpertSpec, RoutingSpec, Unsupported
 from moecheck.formats import to_float64
-from moecheck.kernels.triton import experts, routing, rows
+from moecheck.kernels.triton import align, experts, routing, rows
 from moecheck.references.topk_routing import topk_routing as reference
 from moecheck.references.topk_routing import weights_of_ids
 from moecheck.spec import SWIGLUOAI
@@ -155,6 +155,47 @@ def test_rows_wider_than_the_experts_are_read_by_their_stride() -> None:
 @pytest.mark.parametrize("tokens", [0, 17])
 def test_permute(tokens: int, mapped: bool, dtype: str) -> None:
     plumbing.check_permute(numpy_call(rows.permute), tokens=tokens, experts=9, mapped=mapped, dtype=dtype)
+
+
+def test_permute_moves_scales_alike() -> None:
+    x, ids = torch.randn(5, 40), torch.tensor([[0, 2], [1, -1], [2, 0], [0, 1], [2, 1]], dtype=torch.int32)
+    permuted, scale, starts, inverse = rows.permute(
+        hidden_states=x, topk_ids=ids, num_experts=3, hidden_scale=x[:, :3].contiguous()
+    )
+    used = int(starts[-1])
+    assert used == (inverse >= 0).sum() == 9
+    assert torch.equal(permuted[:used, :3], scale[:used])
+
+
+@pytest.mark.parametrize("sizes", [(0, 9, 16), (17, 9, 16), (17, 40, 5), (1400, 9, 64)], ids=str)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_align_block_size(sizes: tuple[int, int, int], mapped: bool) -> None:
+    tokens, experts_count, block_size = sizes
+    call = numpy_call(align.align_block_size)
+    plumbing.check_align_block_size(call, tokens=tokens, experts=experts_count, block_size=block_size, mapped=mapped)
+
+
+@pytest.mark.parametrize("tokens", [0, 17, 1500])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_problem_sizes(tokens: int, mapped: bool) -> None:
+    plumbing.check_problem_sizes(numpy_call(align.problem_sizes), tokens=tokens, experts=9, mapped=mapped)
+
+
+def test_many_pairs_are_permuted_as_few_are() -> None:
+    plumbing.check_permute(numpy_call(rows.permute), tokens=1400, experts=9, mapped=True, dtype="bf16")
+
+
+def test_no_expert_here_leaves_every_slot_without_a_row() -> None:
+    ids = torch.tensor([[0, 1]], dtype=torch.int32)
+    here = torch.full((2,), -1, dtype=torch.int32)
+    _, _, starts, inverse = rows.permute(hidden_states=torch.ones(1, 16), topk_ids=ids, num_experts=2, expert_map=here)
+    assert starts.tolist() == [0]
+    assert inverse.tolist() == [[-1, -1]]
+
+
+def test_shuffle_rows() -> None:
+    x, row_map = torch.randn(7, 40), torch.tensor([3, 3, 0, 6], dtype=torch.int32)
+    assert torch.equal(rows.shuffle_rows(x=x, row_map=row_map), x[row_map.long()])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
