@@ -1,0 +1,175 @@
+"""A kernel under test in the model: its op's part of a block, with the reference path around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from moecheck.errors import Unsupported
+from moecheck.formats import FORMATS, store
+from moecheck.kernel import Declaration
+from moecheck.oracle import spec_part
+from moecheck.runner.arrays import TORCH_BACKENDS, device_of, to_native, to_numpy
+from moecheck.runner.plan import lacking
+from moecheck.weight_layout import Sizes, to_layout
+
+from .block import BlockOutput, ReferenceBlock
+from .config import TinyConfig
+from .rounding import DTYPES
+from .routing import router_logits
+from .weights import MoEWeights
+
+SEAMS = ("topk_routing", "fused_experts", "moe_layer")
+
+
+class KernelCall:
+    """The kernel with one layer's weights in its own arrays; called with torch tensors, it answers with such.
+
+    calls: how often it was called. watermark: what its first output is multiplied by, 1 except where the harness
+    looks whether that is seen in the logits.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        declaration: Declaration,
+        config: TinyConfig,
+        constants: dict[str, torch.Tensor],
+        *,
+        precision: str,
+    ) -> None:
+        self.function, self.declaration, self.precision = function, declaration, precision
+        self.calls, self.watermark = 0, 1.0
+        op, layout = declaration.op, declaration.weight_layout
+        spec = config.case(op, num_tokens=1, dtype=precision).spec
+        self.spec = spec_part(op, spec if layout is None else layout.spec(spec))
+        self.hidden_size = config.hidden_size if layout is None else layout.hidden_size(config.hidden_size)
+        arrays = {name: self._array(name, tensor) for name, tensor in constants.items()}
+        if layout is not None:
+            sizes = Sizes(config.hidden_size, config.expert_intermediate_size, config.shared_intermediate_size)
+            arrays = to_layout(arrays, layout, spec=spec, sizes=sizes)
+        self.constants = {
+            name: to_native(np.ascontiguousarray(array), declaration.backend)
+            for name, array in arrays.items()
+            if name in declaration.arguments
+        }
+
+    def __call__(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Outputs as float32 tensors (ids as integers) on the inputs' device."""
+        taken = {
+            name: self._native(name, tensor) for name, tensor in inputs.items() if name in self.declaration.arguments
+        }
+        arguments: dict[str, Any] = {**self.constants, **taken}
+        if "spec" in self.declaration.arguments:
+            arguments["spec"] = self.spec
+        if "out" in self.declaration.arguments:
+            arguments["out"] = self._poisoned(inputs)
+        result = self.function(**arguments)
+        if "out" in arguments and result is None:
+            result = arguments["out"]
+        self.calls += 1
+        results = result if isinstance(result, tuple | list) else (result,)
+        device = next(iter(inputs.values())).device
+        outputs = tuple(self._tensor(value, device) for value in results)
+        if self.watermark != 1.0:
+            outputs = (outputs[0] * self.watermark, *outputs[1:])
+        return outputs
+
+    def _array(self, name: str, tensor: torch.Tensor) -> Any:
+        """As the op's argument is stored: the arm's precision, or the argument's own dtype."""
+        array = tensor.detach().cpu().numpy()
+        return array if name == "correction_bias" else store(array.astype(np.float64), self._format(name))
+
+    def _format(self, name: str) -> str:
+        """A router's logits stay in fp32 where the kernel takes that, as in models; the rest is in the precision."""
+        if name == "router_logits" and (self.declaration.op == "moe_layer" or "fp32" in self.declaration.dtypes):
+            return "fp32"
+        return self.precision
+
+    def _native(self, name: str, tensor: torch.Tensor) -> Any:
+        if name == "topk_ids":
+            tensor = tensor.to(torch.int32)
+        elif name != "topk_weights":
+            tensor = tensor.to(DTYPES[self._format(name)])
+        if name == "hidden_states" and self.hidden_size > tensor.shape[1]:
+            tensor = torch.nn.functional.pad(tensor, (0, self.hidden_size - tensor.shape[1]))
+        tensor = tensor.contiguous()
+        backend = self.declaration.backend
+        if backend not in TORCH_BACKENDS:
+            return to_native(to_numpy(tensor), backend)
+        # A copy where nothing was converted: a kernel that writes into its input must not change the model's.
+        return tensor.to("cuda" if device_of(backend) == "cuda" else "cpu").clone()
+
+    def _poisoned(self, inputs: dict[str, torch.Tensor]) -> Any:
+        if self.declaration.op == "topk_routing":
+            raise Unsupported("topk_routing passes no `out`")
+        tokens = len(next(iter(inputs.values())))
+        array = np.full((tokens, self.hidden_size), np.nan).astype(FORMATS[self.precision].storage)
+        return to_native(array, self.declaration.backend)
+
+    def _tensor(self, value: Any, device: torch.device) -> torch.Tensor:
+        tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(_as_float32(to_numpy(value)))
+        tensor = tensor.detach().to(device)
+        return tensor.float() if tensor.is_floating_point() else tensor.long()
+
+
+class KernelBlock:
+    """A block in which the kernel computes routing, the routed experts, or all of it."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        declaration: Declaration,
+        weights: MoEWeights,
+        config: TinyConfig,
+        *,
+        precision: str,
+    ) -> None:
+        self.reference = ReferenceBlock(weights, config, precision="fp32")
+        self.weights, self.op = weights, declaration.op
+        constants = {"correction_bias": weights.correction_bias} if weights.correction_bias is not None else {}
+        if self.op != "topk_routing":
+            constants |= {"w13": weights.w13, "w2": weights.w2}
+        if self.op == "moe_layer" and weights.shared is not None:
+            constants |= {"shared_w13": weights.shared.w13, "shared_w2": weights.shared.w2}
+        self.call = KernelCall(function, declaration, config, constants, precision=precision)
+
+    def __call__(self, hidden: torch.Tensor) -> BlockOutput:
+        reference = self.reference
+        logits = router_logits(hidden, self.weights.router)
+        if self.op == "moe_layer":
+            (output, *_) = self.call(hidden_states=hidden, router_logits=logits)
+            return BlockOutput(output=output[:, : hidden.shape[1]])
+        weights, ids, choice = reference.route(logits)
+        if self.op == "topk_routing":
+            weights, ids = self.call(router_logits=logits)
+            routed = reference.routed(hidden, weights, ids)
+        else:
+            (routed, *_) = self.call(hidden_states=hidden, topk_weights=weights, topk_ids=ids)
+            routed = routed[:, : hidden.shape[1]]
+        return reference.finished(hidden, routed, weights, ids, choice)
+
+
+def check_fits(declaration: Declaration, config: TinyConfig, precision: str) -> None:
+    """Raise Unsupported, with the reason, for a kernel that cannot stand in this model at this precision."""
+    if declaration.op not in SEAMS:
+        raise Unsupported(
+            f"{declaration.name} is a kernel of {declaration.op}; a model's layers take {', '.join(SEAMS)}"
+        )
+    if precision == "fp8":
+        raise Unsupported(f"{declaration.name} gets plain weights: precision fp8 is of the reference path only")
+    case = config.case(declaration.op, num_tokens=64, dtype=precision)
+    reason = lacking(declaration, case)
+    own = spec_part(declaration.op, case.spec)
+    if reason is None and declaration.specs:
+        known = [spec_part(declaration.op, spec) for spec in declaration.specs]
+        reason = None if own in known else "implements other semantics than this model's"
+    if reason is not None:
+        raise Unsupported(f"{declaration.name} {reason}")
+
+
+def _as_float32(array: Any) -> Any:
+    return array.astype(np.float32) if array.dtype.kind not in "iu" else array.astype(np.int64)
