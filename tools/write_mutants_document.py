@@ -1,4 +1,4 @@
-"""Writes docs/mutants.md from the mutants.
+"""Writes docs/mutants.md from the mutants and the published score.
 
 python tools/write_mutants_document.py
 """
@@ -9,5 +9,16 @@ from pathlib import Path
 
 from moecheck.report.mutants_document import document
 
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "reports" / "mutants"
+
+
+def write() -> None:
+    """Write docs/mutants.md."""
+    measured = PUBLISHED / "mutants.md"
+    text = document(measured.read_text(encoding="utf-8") if measured.exists() else "")
+    (ROOT / "docs" / "mutants.md").write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    Path(__file__).parents[1].joinpath("docs", "mutants.md").write_text(document(), encoding="utf-8")
+    write()

@@ -49,6 +49,7 @@ def mutants(
     values: dict[str, Any] = dict(PROFILES[profile])
     if seeds is not None:
         values |= {"seeds": seeds, "kernel_seeds": min(seeds, values["kernel_seeds"])}
+        values["undeclared_seeds"] = min(seeds, values.get("undeclared_seeds", 0))
     plan = Plan(
         profile=profile,
         mutants=mutant,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from moecheck.cases import Case
 from moecheck.formats import Float64
@@ -31,7 +32,7 @@ def rows_of_experts(call: Call) -> tuple[Ids, Ids]:
     return np.repeat(np.arange(experts), room), np.tile(np.arange(room), experts)
 
 
-def only_rows(call: Call, kept: Ids) -> Mutation:
+def only_rows(call: Call, kept: npt.NDArray[np.bool_]) -> Mutation:
     """The output without some rows, which are zero. kept: [rows] bool."""
     return (Term(call=call, factor=kept.astype(np.float64)[:, None]),)
 

@@ -25,6 +25,13 @@ def mutants_folder(parent: Path) -> Path:
     return path
 
 
+def publish(folder: Path, score: Score) -> None:
+    """Write mutants.json and a mutants.md without the lists of every mutant and every combination."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "mutants.json", dumps(score.to_json(), indent=1) + "\n")
+    replace_file(folder / "mutants.md", "\n".join(summary(score)).rstrip() + "\n")
+
+
 def write_score(folder: Path, score: Score, options: Mapping[str, object]) -> None:
     """Write mutants.json (everything), mutants.md (for people) and environment.json."""
     replace_file(folder / "mutants.json", dumps(score.to_json(), indent=1) + "\n")
@@ -32,8 +39,8 @@ def write_score(folder: Path, score: Score, options: Mapping[str, object]) -> No
     replace_file(folder / "environment.json", dumps(environment(options), indent=2) + "\n")
 
 
-def markdown(score: Score) -> str:
-    """The score as Markdown."""
+def summary(score: Score) -> list[str]:
+    """The score as Markdown: the classes, survivors, correct kernels, what is just seen, the checks, the time."""
     lines = [
         f"# moecheck mutants: {'passed' if score.passed else 'FAILED'}",
         "",
@@ -44,21 +51,7 @@ def markdown(score: Score) -> str:
         f"profile is {BARS[score.profile]:.0%} and no false alarm. A mutant is killed if it is caught in 95 % of "
         f"{count(score.seeds, 'seed')}, in each of its ops.",
         "",
-        *_table(
-            ("class", "mutants", "killed", "survived", "equivalent", "score"),
-            [
-                (
-                    kind,
-                    len(own),
-                    sum(one.killed for one in own),
-                    sum(one.survived for one in own),
-                    sum(bool(one.equivalent) for one in own),
-                    f"{share_killed(own):.1%}",
-                )
-                for kind in score.kinds
-                for own in [score.of(kind)]
-            ],
-        ),
+        *classes(score),
     ]
     if score.survivors:
         lines += [
@@ -67,14 +60,6 @@ def markdown(score: Score) -> str:
             *(f"* `{one.id}`: {one.words}. {_sentence(one.why)}" for one in score.survivors),
             "",
         ]
-    equivalent = [one for one in score.mutants if one.equivalent]
-    if equivalent:
-        lines += ["## Equivalent: the right output, bit for bit, on every case", ""]
-        lines += [
-            f"* `{one.id}`: {one.words}. {one.equivalent}" + (" **The outputs differ.**" if one.differed else "")
-            for one in equivalent
-        ]
-        lines += [""]
     if score.alarms:
         lines += ["## Correct kernels", ""]
         rows = [(one.name, one.trials, one.variants, len(one.alarms), one.undecided) for one in score.alarms]
@@ -98,6 +83,24 @@ def markdown(score: Score) -> str:
     unique = score.unique_kills
     rows_of_checks = [(check, number, unique.get(check, 0)) for check, number in score.kills.most_common()]
     lines += _table(("check", "mutants seen", "by no other check"), rows_of_checks)
+    if score.cpu_by_part:
+        lines += ["## Time, in seconds of one core", ""]
+        parts = sorted(score.cpu_by_part.items(), key=lambda part: -part[1])
+        lines += _table(("part", "seconds"), [(name, f"{seconds:.0f}") for name, seconds in parts])
+    return lines
+
+
+def markdown(score: Score) -> str:
+    """The whole score as Markdown."""
+    lines = summary(score)
+    equivalent = [one for one in score.mutants if one.equivalent]
+    if equivalent:
+        lines += ["## Equivalent: the right output, bit for bit, on every case", ""]
+        lines += [
+            f"* `{one.id}`: {one.words}. {one.equivalent}" + (" **The outputs differ.**" if one.differed else "")
+            for one in equivalent
+        ]
+        lines += [""]
     lines += ["## Coverage: cases / mutants that died there", ""]
     for title, header, rows_of_matrix in coverage_tables(score.coverage):
         lines += [f"### {title}", "", *_table(header, rows_of_matrix)]
@@ -118,6 +121,29 @@ def markdown(score: Score) -> str:
         ],
     )
     return "\n".join(lines).rstrip() + "\n"
+
+
+def classes(score: Score) -> list[str]:
+    """The table of the classes, and what is seen only where the contract is known."""
+    names = ("class", "mutants", "killed", "survived", "equivalent", "score", "killed in kernels that declare nothing")
+    rows = [
+        (
+            kind,
+            len(own),
+            sum(one.killed for one in own),
+            sum(one.survived for one in own),
+            sum(bool(one.equivalent) for one in own),
+            f"{share_killed(own):.1%}",
+            "{} of {}".format(*score.undeclared(kind)) if score.undeclared(kind)[1] else "not tried",
+        )
+        for kind in score.kinds
+        for own in [score.of(kind)]
+    ]
+    lines = _table(names, rows)
+    if score.unseen_undeclared:
+        known = ", ".join(f"`{name}`" for name in score.unseen_undeclared)
+        lines += [f"Killed only in kernels whose contract is declared: {known}.", ""]
+    return lines
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> list[str]:

@@ -53,10 +53,25 @@ A new mutant is one decorated function in a module of `moecheck/mutants`, a row 
 kernel) or one in `moecheck/scoring/checker.py`. If a check cannot see it, that is a finding about the checks.
 """
 
+FOOT = (
+    "All of it, with every mutant's p_kill and the coverage matrix, is in "
+    "[reports/mutants/mutants.json](../reports/mutants/mutants.json); `python tools/publish_mutants.py` writes both."
+)
 
-def document() -> str:
-    """The whole text."""
-    return "\n".join([HEAD, *_mutants(), *_kernels(), *_checker(), *_bugs()]).rstrip() + "\n"
+
+def document(measured: str) -> str:
+    """The whole text. measured: the published score, reports/mutants/mutants.md."""
+    parts = [HEAD, *_measured(measured), *_mutants(), *_kernels(), *_checker(), *_bugs()]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _measured(text: str) -> list[str]:
+    """The published score one level lower, without its title."""
+    if not text:
+        return []
+    title, _, rest = text.partition("\n")
+    lines = [f"#{line}" if line.startswith("#") else line for line in rest.strip().splitlines()]
+    return [f"## Measured: {title.rpartition(': ')[2]}", "", *lines, "", FOOT, ""]
 
 
 def _mutants() -> list[str]:

@@ -25,6 +25,13 @@ def score_view(score: Score, *, width: int, report: str | None = None) -> Render
     parts: list[RenderableType] = [_classes(score)]
     if score.survivors:
         parts += [Text(), Text("Survivors:", style="bold yellow"), *_survivors(score)]
+    if score.unseen_undeclared:
+        silent = f"Seen only in kernels whose contract is known ({len(score.unseen_undeclared)}):"
+        parts += [
+            Text(),
+            Text(silent, style="dim"),
+            indented(one_line(", ".join(score.unseen_undeclared)), style="dim"),
+        ]
     unexpected = [one for one in score.mutants if one.killed and not one.as_expected]
     if unexpected:
         parts += [Text(), Text("Seen, but not by the check that should see them:", style="yellow")]
@@ -65,7 +72,8 @@ def coverage_tables(cells: Sequence[Cell]) -> Iterator[tuple[str, tuple[str, ...
 
 
 def _classes(score: Score) -> Table:
-    table = _table("class", ">mutants", ">killed", ">survived", ">equivalent", ">score")
+    silent = score.undeclared()[1] > 0
+    table = _table("class", ">mutants", ">killed", ">survived", ">equivalent", ">score", *[">undeclared"] * silent)
     for kind in score.kinds:
         own = score.of(kind)
         survived = sum(one.survived for one in own)
@@ -77,6 +85,7 @@ def _classes(score: Score) -> Table:
             Text(str(survived), style="yellow" if survived else "dim"),
             Text(str(sum(bool(one.equivalent) for one in own)), style="dim"),
             Text(_percent(share), style="green" if share >= BARS[score.profile] else "bold red"),
+            *[_share(*score.undeclared(kind))] * silent,
         )
     table.add_section()
     table.add_row(
@@ -86,8 +95,13 @@ def _classes(score: Score) -> Table:
         str(len(score.survivors)),
         str(sum(bool(one.equivalent) for one in score.mutants)),
         Text(_percent(score.macro), style="bold"),
+        *[_share(*score.undeclared())] * silent,
     )
     return table
+
+
+def _share(seen: int, tried: int) -> str:
+    return _percent(seen / tried) if tried else "–"
 
 
 def _survivors(score: Score) -> Iterator[RenderableType]:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from moecheck.cases import Case
 from moecheck.numerics import Numerics
 from moecheck.ops import OPS
-from moecheck.oracle import STORES_OF
 from moecheck.quantizer import Quantizer
 from moecheck.spec import ExpertSpec, MoESpec, RoutingSpec
 
@@ -32,8 +31,7 @@ def combination_of(case: Case, numerics: Numerics | None) -> Combination:
     """The combination of a case judged under a contract."""
     arguments = OPS[case.op].arg_names
     routed = "router_logits" in arguments
-    activated = case.op not in STORES_OF or case.op == "act_and_mul"
-    activated = activated and any(name in arguments for name in ("w13", "x")) and case.op != "shuffle_rows"
+    activated = "w2" in arguments or case.op == "act_and_mul"
     return Combination(
         routing=routing_words(case.spec.routing) if routed else NOT_ROUTED,
         activation=activation_words(case.spec.experts) if activated else NO_ACTIVATION,

@@ -20,7 +20,8 @@ class MutantScore:
     never: ops of which no case gave it a meaning. checks: by name, those that saw it in the first seed, on any case.
     expected: the checks of which one should see it. seen_on: id of a case on which it was caught. equivalent: why no
     check can see it. differed: whether an equivalent one did change some output, which is then a wrong claim.
-    why: of a survivor, what was seen of it.
+    why: of a survivor, what was seen of it. undeclared: by op, in how many of undeclared_seeds seeds it was caught in a
+    kernel that says nothing of where it rounds, and is not found out either.
     """
 
     id: str
@@ -37,6 +38,15 @@ class MutantScore:
     equivalent: str = ""
     differed: bool = False
     why: str = ""
+    undeclared: dict[str, int] = field(default_factory=dict)
+    undeclared_seeds: int = 0
+
+    @property
+    def seen_undeclared(self) -> bool | None:
+        """Whether it is killed in kernels that say nothing; None where it was not tried in any."""
+        if not self.undeclared or self.equivalent:
+            return None
+        return all(caught >= KILLED_SHARE * self.undeclared_seeds for caught in self.undeclared.values())
 
     @property
     def p_kill(self) -> float:
@@ -111,6 +121,7 @@ class Score:
     skipped: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    cpu_by_part: dict[str, float] = field(default_factory=dict)
     started: str = ""
     git: str | None = None
 
@@ -133,6 +144,16 @@ class Score:
         """Mean over the classes."""
         shares = [share_killed(self.of(kind)) for kind in self.kinds]
         return sum(shares) / len(shares) if shares else 0.0
+
+    def undeclared(self, kind: str | None = None) -> tuple[int, int]:
+        """Mutants killed in kernels that say nothing, and those tried in them, of a class or of all."""
+        found = [one.seen_undeclared for one in (self.mutants if kind is None else self.of(kind))]
+        return sum(seen is True for seen in found), sum(seen is not None for seen in found)
+
+    @property
+    def unseen_undeclared(self) -> tuple[str, ...]:
+        """Ids of mutants that are killed, but not in kernels that say nothing."""
+        return tuple(one.id for one in self.mutants if one.killed and one.seen_undeclared is False)
 
     @property
     def survivors(self) -> tuple[MutantScore, ...]:
@@ -173,6 +194,7 @@ class Score:
                 "killed": sum(one.killed for one in self.of(kind)),
                 "equivalent": sum(bool(one.equivalent) for one in self.of(kind)),
                 "score": share_killed(self.of(kind)),
+                "undeclared": dict(zip(("killed", "tried"), self.undeclared(kind), strict=True)),
             }
             for kind in self.kinds
         }
@@ -184,6 +206,7 @@ class Score:
             "passed": self.passed,
             "classes": classes,
             "survivors": [one.id for one in self.survivors],
+            "unseen_undeclared": list(self.unseen_undeclared),
             "kills_by_check": dict(self.kills.most_common()),
             "unique_kills": dict(self.unique_kills.most_common()),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from .variants import CLASSES
 
 PARTS = {"fused_experts": 4, "moe_layer": 6, "topk_routing": 2}  # tasks that share an op's cases, where all are tried
 CHUNK = 20  # correct kernels a task
+UNDECLARED = "mutants in kernels that say nothing"
 # Profile whose cases are all tried in the first seed: the named ones are enough to tell who sees what, and where.
 ALL_CASES = {"quick": "quick", "default": "quick", "nightly": "default"}
 
@@ -33,9 +35,9 @@ ALL_CASES = {"quick": "quick", "default": "quick", "nightly": "default"}
 class Plan:
     """What to run. mutants, ops: only these, all where empty. seeds: of each mutant. legal: correct kernels a class.
 
-    limit_seeds: of the limits, 0 for none. everything: also correct kernels and the checker. all_cases: whether
-    the first seed is tried on every case, which tells all checks that see a mutant, and where it dies; without it
-    these are known of the first case that it dies on.
+    limit_seeds: of the limits, 0 for none. undeclared_seeds: of each mutant in kernels that say nothing. everything:
+    also correct kernels and the checker. all_cases: whether the first seed is tried on every case, which tells all
+    checks that see a mutant, and where it dies; without it these are known of the first case that it dies on.
     """
 
     profile: str
@@ -43,6 +45,7 @@ class Plan:
     legal: int
     limit_seeds: int
     kernel_seeds: int
+    undeclared_seeds: int = 0
     mutants: tuple[str, ...] = ()
     ops: tuple[str, ...] = ()
     jobs: int = 2
@@ -52,8 +55,8 @@ class Plan:
 
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {"seeds": 3, "legal": 40, "limit_seeds": 0, "kernel_seeds": 1, "all_cases": False},
-    "default": {"seeds": 20, "legal": 320, "limit_seeds": 20, "kernel_seeds": 1},
-    "nightly": {"seeds": 20, "legal": 1000, "limit_seeds": 20, "kernel_seeds": 20},
+    "default": {"seeds": 20, "legal": 320, "limit_seeds": 20, "kernel_seeds": 1, "undeclared_seeds": 5},
+    "nightly": {"seeds": 20, "legal": 1000, "limit_seeds": 20, "kernel_seeds": 20, "undeclared_seeds": 5},
 }
 
 
@@ -61,12 +64,13 @@ PROFILES: dict[str, dict[str, Any]] = {
 class _Found:
     kills: list[Kill] = field(default_factory=list)
     all_cases: list[Kill] = field(default_factory=list)
+    undeclared: list[Kill] = field(default_factory=list)
     judged: list[Judging] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     others: list[MutantScore] = field(default_factory=list)
     baselines: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    cpu: float = 0.0
+    cpu: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 def known_names() -> set[str]:
@@ -90,7 +94,7 @@ def run_score(plan: Plan, *, command: str, git: str | None, advance: Advance | N
         total = len(futures)
         for done, future in enumerate(as_completed(futures), start=1):
             result, seconds = future.result()
-            found.cpu += seconds
+            found.cpu[futures[future]] += seconds
             _file(futures[future], result, found)
             if advance is not None:
                 advance(futures[future], done, total)
@@ -107,7 +111,8 @@ def run_score(plan: Plan, *, command: str, git: str | None, advance: Advance | N
         baselines=found.baselines,
         skipped=found.skipped,
         seconds=time.monotonic() - start,
-        cpu_seconds=found.cpu,
+        cpu_seconds=sum(found.cpu.values()),
+        cpu_by_part=dict(found.cpu),
         started=started.isoformat(timespec="seconds"),
         git=git,
     )
@@ -132,6 +137,8 @@ def _tasks(plan: Plan, chosen: tuple[Mutant, ...]) -> Iterable[tuple[str, tuple[
         if ids:
             for seed in range(plan.seeds):
                 yield "mutants", (trials.kills, op, plan.profile, seed, ids, 0, 0, "declared")
+            for seed in range(plan.undeclared_seeds):
+                yield UNDECLARED, (trials.kills, op, plan.profile, seed, ids, 0, 0, "unknown")
     for one in checker_mutants():
         if plan.everything or one.name in plan.mutants:
             yield "checker", (checker_trial, one.name)
@@ -156,6 +163,8 @@ def _file(kind: str, result: Any, found: _Found) -> None:
         found.kills += result
     elif kind == "checks":
         found.all_cases += result
+    elif kind == UNDECLARED:
+        found.undeclared += result
     elif kind == "correct kernels":
         found.judged.append(result)
     elif kind == "limits":
@@ -178,7 +187,7 @@ def _real_kernels(plan: Plan, found: _Found, advance: Advance | None) -> None:
     found.others += outcome.scores
     found.baselines |= outcome.alarms
     found.skipped |= outcome.skipped
-    found.cpu += time.process_time() - start + outcome.cpu_seconds
+    found.cpu[KERNELS] += time.process_time() - start + outcome.cpu_seconds
 
 
 def _scored(one: Mutant, plan: Plan, found: _Found) -> MutantScore:
@@ -187,6 +196,7 @@ def _scored(one: Mutant, plan: Plan, found: _Found) -> MutantScore:
     ops = tuple(op for op in ops_with_mutants() if op in one.ops and (not plan.ops or op in plan.ops))
     caught = {op: sum(kill.caught for kill in own if kill.op == op) for op in ops}
     never = tuple(op for op in ops if not any(kill.cases for kill in own if kill.op == op))
+    silent = [kill for kill in found.undeclared if kill.mutant == one.id]
     score = MutantScore(
         id=one.id,
         kind=one.kind,
@@ -201,6 +211,8 @@ def _scored(one: Mutant, plan: Plan, found: _Found) -> MutantScore:
         seen_on=next((kill.seen_on for kill in own if kill.seen_on), ""),
         equivalent=one.equivalent,
         differed=any(kill.differed or kill.caught for kill in [*own, *everywhere]) if one.equivalent else False,
+        undeclared={op: sum(k.caught for k in silent if k.op == op) for op in ops if any(k.op == op for k in silent)},
+        undeclared_seeds=plan.undeclared_seeds,
     )
     return replace(score, why=_why(score, own)) if score.survived else score
 
