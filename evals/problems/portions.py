@@ -20,9 +20,10 @@ def percentages(draw: Draw, operations: int) -> Problem | None:
     asks_part = operations % 2 == 1
     part = 0
     for day in days:
-        percent = small_factor(draw, PERCENTAGES, lambda p, have=left: have * p % 100 == 0 and have * p >= 100)
-        if percent is None:
+        fitting = [p for p in PERCENTAGES if left * p % 100 == 0 and left * p >= 100]
+        if not fitting:
             return None
+        percent = draw.pick(fitting)
         of = "the" if day == days[0] else "the remaining"
         facts.append(f"On {day} {n} sells {percent}% of {of} {things}.")
         text, part = calculation(left, "%", percent)

@@ -45,10 +45,9 @@ class Rotary:
     """
 
     def __init__(self, config: TinyConfig, device: torch.device) -> None:
-        half = torch.arange(0, config.rotary_size, 2, dtype=torch.float32, device=device) / config.rotary_size
-        angles = (
-            torch.arange(config.max_positions, dtype=torch.float32, device=device)[:, None] / config.rope_theta**half
-        )
+        share = torch.arange(0, config.rotary_size, 2, dtype=torch.float32, device=device) / config.rotary_size
+        position = torch.arange(config.max_positions, dtype=torch.float32, device=device)
+        angles = position[:, None] / config.rope_theta**share
         self.size, self.cos, self.sin = config.rotary_size, angles.cos(), angles.sin()
 
     def turn(self, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
@@ -65,7 +64,7 @@ def attention(
     """x: [N, H] normalised hidden states. Adds keys and values to the cache. Returns [N, H]."""
     heads, kv_heads, size = config.num_heads, config.num_key_value_heads, config.head_size
     qkv = functional.linear(x, weights.qkv).view(len(x), heads + 2 * kv_heads, size)
-    q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+    q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
     if weights.q_norm is not None and weights.k_norm is not None:
         q = functional.rms_norm(q, (size,), weights.q_norm, config.norm_eps)
         k = functional.rms_norm(k, (size,), weights.k_norm, config.norm_eps)
@@ -93,4 +92,5 @@ def _one_token_each(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, s
     grouped = q.view(rows, kv_heads, -1, size)
     scores = (grouped @ keys.transpose(2, 3)) * size**-0.5
     weights = scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(dim=-1)
-    return (weights @ values).view(q.shape)
+    mixed: torch.Tensor = weights @ values
+    return mixed.view(q.shape)

@@ -73,9 +73,7 @@ def read_config(folder: Path) -> TinyConfig:
     readers = {"glm4_moe": _glm4_moe, "qwen3_moe": _qwen3_moe}
     if not isinstance(data, dict) or data.get("model_type") not in readers:
         known = ", ".join(readers)
-        raise UsageError(
-            f"{folder / CONFIG} is of no model that runs embedded ({known}); give its path to transformers."
-        )
+        raise UsageError(f"{folder / CONFIG} is of no model that runs embedded ({known}); transformers may run it.")
     try:
         return readers[data["model_type"]](data)
     except KeyError as error:

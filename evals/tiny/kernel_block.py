@@ -156,9 +156,7 @@ class KernelBlock:
 def check_fits(declaration: Declaration, config: TinyConfig, precision: str) -> None:
     """Raise Unsupported, with the reason, for a kernel that cannot stand in this model at this precision."""
     if declaration.op not in SEAMS:
-        raise Unsupported(
-            f"{declaration.name} is a kernel of {declaration.op}; a model's layers take {', '.join(SEAMS)}"
-        )
+        raise Unsupported(f"{declaration.name} computes {declaration.op}; in a model runs one of {', '.join(SEAMS)}")
     if precision == "fp8":
         raise Unsupported(f"{declaration.name} gets plain weights: precision fp8 is of the reference path only")
     case = config.case(declaration.op, num_tokens=64, dtype=precision)

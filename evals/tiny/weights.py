@@ -95,12 +95,9 @@ def tensor_shapes(config: TinyConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         layer = f"model.layers.{number}"
         yield f"{layer}.input_layernorm.weight", (H,)
         yield f"{layer}.post_attention_layernorm.weight", (H,)
-        for name, heads in (
-            ("q", config.num_heads),
-            ("k", config.num_key_value_heads),
-            ("v", config.num_key_value_heads),
-        ):
-            yield f"{layer}.self_attn.{name}_proj.weight", (heads * head, H)
+        yield f"{layer}.self_attn.q_proj.weight", (config.num_heads * head, H)
+        yield f"{layer}.self_attn.k_proj.weight", (config.num_key_value_heads * head, H)
+        yield f"{layer}.self_attn.v_proj.weight", (config.num_key_value_heads * head, H)
         yield f"{layer}.self_attn.o_proj.weight", (H, config.num_heads * head)
         if config.qk_norm:
             yield f"{layer}.self_attn.q_norm.weight", (head,)
