@@ -24,7 +24,7 @@ def markdown_summary(summary: RunSummary) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        escape=_escape, code=_code, block=_block, metric=metric, duration=duration, place=place, sentence=sentence
+        escape=escape, code=code, block=_block, metric=metric, duration=duration, place=place, sentence=sentence
     )
     return environment.get_template("summary.md").render(
         summary=summary,
@@ -41,12 +41,12 @@ def markdown_summary(summary: RunSummary) -> str:
     )
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text that Markdown shows as it is, on one line and inside a table."""
     return re.sub(r"([\\`*_{}\[\]<>|#~$&@])", r"\\\1", one_line(text)).replace("\\<", "&lt;").replace("\\&", "&amp;")
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Text as inline code, safe inside a table."""
     fence = "`" * (_longest_run(text) + 1)
     pad = " " if text.startswith("`") or text.endswith("`") else ""

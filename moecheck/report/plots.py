@@ -18,16 +18,16 @@ from moecheck.report.picture import EDGES, ErrorPicture
 
 RIGHT, WRONG = "#5b8fd9", "#e5484d"
 RANGE = (1e-3, 1e3)  # of |out - ref| / allowed in the heat map's colours; the bound, 1, is the break in the middle
-_INK = "#010203"  # stands for the page's text colour
-_STYLE: Any = {  # typed by matplotlib as a dictionary of hundreds of literal keys
+INK = "#010203"  # stands for the page's text colour
+STYLE: Any = {  # typed by matplotlib as a dictionary of hundreds of literal keys
     "svg.fonttype": "none",
     "svg.hashsalt": "moecheck",
     "font.size": 10,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "text.parse_math": False,
@@ -40,7 +40,7 @@ _COLORS = LinearSegmentedColormap.from_list(
 
 def heat_map_svg(picture: ErrorPicture) -> Markup:
     """Rows x columns of the output, coloured by the largest |out - ref| / allowed of each cell."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.0, 3.1))
         figure.subplots_adjust(left=0.13, right=0.9, bottom=0.16, top=0.97)
         axes = figure.add_subplot()
@@ -61,12 +61,12 @@ def heat_map_svg(picture: ErrorPicture) -> Markup:
         bar.ax.set_yticklabels(["≤ 0.001", "0.01", "0.1", "1 allowed", "10", "100", "≥ 1000"])
         bar.ax.minorticks_off()
         bar.outline.set_visible(False)
-        return _svg(figure, f"heat map of the error by {picture.axes[0]} and {picture.axes[1]}")
+        return svg_markup(figure, f"heat map of the error by {picture.axes[0]} and {picture.axes[1]}")
 
 
 def histogram_svg(picture: ErrorPicture) -> Markup:
     """Number of elements by |out - ref| / allowed, with the bound marked."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.0, 2.5))
         figure.subplots_adjust(left=0.19, right=0.95, bottom=0.2, top=0.97)
         axes = figure.add_subplot()
@@ -78,11 +78,11 @@ def histogram_svg(picture: ErrorPicture) -> Markup:
         axes.set_yscale("symlog", linthresh=1)
         axes.set_xlim(left[0], left[-1] * step)
         _label(axes, int(picture.histogram.max()))
-        axes.axvline(1, color=_INK, linestyle="--", linewidth=1)
+        axes.axvline(1, color=INK, linestyle="--", linewidth=1)
         axes.annotate(
             "allowed", (1, 1), xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points", va="top"
         )
-        return _svg(figure, "histogram of the error")
+        return svg_markup(figure, "histogram of the error")
 
 
 def _label(axes: Axes, most: int) -> None:
@@ -96,12 +96,12 @@ def _label(axes: Axes, most: int) -> None:
     axes.set_ylabel("elements")
 
 
-def _svg(figure: Figure, title: str) -> Markup:
+def svg_markup(figure: Figure, title: str) -> Markup:
     """The bare <svg> element: no XML header, no metadata, no addresses."""
     file = StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|(<svg[^>]*?) height="[^"]*"', r"\1\2", svg, count=1)
