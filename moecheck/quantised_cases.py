@@ -18,7 +18,8 @@ FIRST_SCHEME_ONLY = ("quick", "default")  # profiles in which the other schemes 
 WIDTHS = ((160, 144), (128, 128), (200, 136), (256, 96), (90, 44))
 SMALL_WIDTHS = ((64, 32), (160, 48), (90, 44))
 TOKENS, SMALL_TOKENS = (16, 33, 5), (4, 7)
-LARGE = ("many-tokens", "one-token", "outliers")  # rows that a quick or default run leaves out for an interpreter
+# Rows that a quick or default run leaves out for an interpreter.
+LARGE = ("many-tokens", "one-token", "outliers", "whole-blocks")
 _TOP2 = RoutingSpec(top_k=2, renormalize=True)
 Row = tuple[str, str, dict[str, object]]
 ROWS: tuple[Row, ...] = (
@@ -34,6 +35,11 @@ ROWS: tuple[Row, ...] = (
         {"num_tokens": 96, "hidden_size": 136, "intermediate_size": 72},
     ),
     ("one-token", "one token, most experts have none", {"num_tokens": 1, "dtype": "fp16"}),
+    (
+        "whole-blocks",
+        "widths of whole blocks, which some kernels demand, and more tokens than a decoding step has",
+        {"num_tokens": 72, "hidden_size": 256, "intermediate_size": 256},
+    ),
     ("no-tokens", "a rank may get no token at all", {"num_tokens": 0}),
     (
         "expert-map",

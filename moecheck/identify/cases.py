@@ -59,14 +59,17 @@ def _case(op: str, spec: MoESpec, dtype: str, seed: int) -> Case:
     groups = spec.routing.num_expert_groups
     router = op == ROUTER
     least = 16 if router else 8
+    quantization = spec.experts.quantization
+    # More than a group of 128 that shares a scale; whole blocks where some kernels take no others.
+    width = 256 if quantization is not None and quantization.rows > 1 else 192
     experts = max(spec.routing.least_experts, groups * -(-least // groups))
     return Case(
         op=op,
         spec=spec,
         num_tokens=64 if router else 16,
-        num_experts=experts if spec.experts.quantization is None else max(5, spec.routing.top_k),
-        hidden_size=192,
-        intermediate_size=192,  # more than a group of 128 that shares a scale
+        num_experts=experts if quantization is None else max(5, spec.routing.top_k),
+        hidden_size=width,
+        intermediate_size=width,
         shared_intermediate_size=0 if spec.shared_experts == "none" else 128,
         latent_size=64 if op == "moe_layer" and spec.latent_experts else 0,
         dtype=dtype,
