@@ -45,7 +45,7 @@ def topk_routing(
         block_g = triton.next_power_of_2(groups)
         block_p = triton.next_power_of_2(max(2 if groups > 1 else 16, experts // groups))
         block_t = max(1, min(triton.next_power_of_2(tokens), TILE // (block_g * block_p)))
-        factor = _factor(spec)
+        factor = scaling_factor(spec)
         topk_routing_kernel[(triton.cdiv(tokens, block_t),)](
             logits, weights if correction_bias is None else correction_bias,
             weights if per_expert_scale is None else per_expert_scale, weights, ids, tokens, experts,
@@ -61,7 +61,7 @@ def topk_routing(
     return weights, ids
 
 
-def _factor(spec: moecheck.RoutingSpec) -> float:
+def scaling_factor(spec: moecheck.RoutingSpec) -> float:
     """The routed scaling factor that applies: 1 where the spec ties it to `renormalize` and that is off."""
     return 1.0 if spec.scaling_needs_renormalize and not spec.renormalize else spec.routed_scaling_factor
 
