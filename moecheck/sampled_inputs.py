@@ -75,7 +75,7 @@ def sampled_rows(case: Case) -> Ids:
         return np.arange(count)
     order = np.argsort(draw.integers((case.key, "sample"), (count,), below=1 << 32), kind="stable")
     wanted = [0, count - 1]
-    experts = _experts(case)
+    experts = experts_of_tokens(case, lazy_inputs(case))
     if experts is not None:
         wanted += _edges(experts)
         kept = list(dict.fromkeys(wanted))[: max(2, case.sampled // 2)]
@@ -86,21 +86,23 @@ def sampled_rows(case: Case) -> Ids:
 
 def experts_seen(case: Case) -> tuple[int, int]:
     """How many experts the sampled tokens go to, and all tokens."""
-    experts = _experts(case)
+    experts = experts_of_tokens(case, lazy_inputs(case))
     if experts is None:
         return 0, 0
     some, every = experts[sampled_rows(case)], experts
     return len(np.unique(some[some >= 0])), len(np.unique(every[every >= 0]))
 
 
-def _experts(case: Case) -> npt.NDArray[np.int64] | None:
-    """[T, top_k]: the experts of each token, -1 for none here; of a layer those with the largest logits."""
-    inputs = lazy_inputs(case)
-    if case.op == "unpermute":
-        return None
-    if case.op == "moe_layer":
+def experts_of_tokens(case: Case, inputs: dict[str, Any]) -> npt.NDArray[np.int64] | None:
+    """[T, top_k]: the experts of each token, -1 for none here; of a layer those with the largest logits.
+
+    None for an op whose tokens have no experts.
+    """
+    if "router_logits" in inputs:
         logits = to_float64(inputs["router_logits"])
         return np.argsort(-logits, axis=1, kind="stable")[:, : case.spec.routing.top_k]
+    if "topk_ids" not in inputs:
+        return None
     ids = inputs["topk_ids"].astype(np.int64)
     if "expert_map" not in inputs:
         return np.asarray(ids)

@@ -7,7 +7,7 @@ from moecheck.cli.options import parse_tokens
 from moecheck.models import full_size_cases
 from moecheck.quantization import Quantization
 from moecheck.registry import Found
-from moecheck.runner.plan import Plan
+from moecheck.runner.plan import Plan, other_semantics
 
 MOST_SCHEMES = 3  # of one kernel; drawing and checking each takes seconds
 
@@ -34,9 +34,20 @@ def full_size_plan(found: Found, *, model: str, tokens: str, dtype: str | None, 
             )
         )
 
-    wanted = cases(drawn[:MOST_SCHEMES], plain="w13_scale" not in declaration.required)
-    if not wanted:
+    all_of_op = cases(drawn[:MOST_SCHEMES], plain="w13_scale" not in declaration.required)
+    if not all_of_op:
         return None
+    wanted = tuple(case for case in all_of_op if other_semantics(declaration, case) is None)
+    if not wanted:
+        reason = "implements other semantics than the model's"
+        return Plan(
+            target=found.target,
+            declaration=declaration,
+            device=found.device,
+            cases=(),
+            left_out=all_of_op,
+            left_out_reason=reason,
+        )
     return Plan(
         target=found.target,
         declaration=declaration,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -13,6 +13,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from moecheck.checks.finding import FAILURES, Finding, Verdict, worst
 from moecheck.report.text import one_line, verdict_words
 from moecheck.runner.plan import Plan
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[Callable[[str], None]]:
+    """While something takes long: the function that it gives shows a line, and on a terminal what is waited for."""
+    console = Console(stderr=True, highlight=False)
+
+    def say(line: str) -> None:
+        console.print(one_line(line), markup=False, soft_wrap=True)
+
+    if what and console.is_terminal:
+        with console.status(what):
+            yield say
+    else:
+        yield say
 
 
 class LiveProgress:

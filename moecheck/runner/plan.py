@@ -55,6 +55,19 @@ def lacking(declaration: Declaration, case: Case) -> str | None:
     return None
 
 
+def other_semantics(declaration: Declaration, case: Case) -> str | None:
+    """Why the case's semantics are not the kernel's, or None; cases of its run are usually made for it instead."""
+    wanted = spec_part(case.op, case.spec)
+    if not declaration.specs or any(_same_part(case, spec, wanted) for spec in declaration.specs):
+        return None
+    return "implements other semantics than the case's"
+
+
+def _same_part(case: Case, spec: MoESpec, wanted: object) -> bool:
+    quantised = replace(spec, experts=replace(spec.experts, quantization=case.spec.experts.quantization))
+    return spec_part(case.op, quantised) == wanted
+
+
 def _own_names(names: tuple[str, ...]) -> set[str]:
     """The op's own names of the arguments that a kernel names."""
     return {ALTERNATIVES.get(name, name) for name in names}

@@ -18,14 +18,13 @@ from threadpoolctl import threadpool_limits
 
 from moecheck.cases import Case
 from moecheck.checks.finding import Verdict
-from moecheck.checks.judge import poison_sizes
 from moecheck.errors import MoecheckError, Unsupported, UsageError
-from moecheck.formats import FORMATS, AnyArray
+from moecheck.formats import AnyArray
 from moecheck.kernel import Declaration
-from moecheck.ops import OPS
 from moecheck.oracle import spec_part
 from moecheck.relations.all_tokens import all_token_calls
 from moecheck.relations.relation import Call, relations
+from moecheck.runner.arguments import forget_weights, poisoned_output, weights_of
 from moecheck.runner.arrays import (
     JAX_BACKENDS,
     changed,
@@ -36,16 +35,14 @@ from moecheck.runner.arrays import (
     to_numpy,
 )
 from moecheck.runner.input_store import shared_inputs
-from moecheck.runner.layout import as_declared, cut, output_width
+from moecheck.runner.layout import as_declared, cut
 from moecheck.runner.leash import bind
 from moecheck.runner.missing import missing_package
-from moecheck.runner.native_weights import NativeWeights
-from moecheck.runner.poison import fill, poisoned_allocations
+from moecheck.runner.poison import poisoned_allocations
 from moecheck.runner.target import Target, import_place, load, place_of
 from moecheck.sampled_inputs import lazy_inputs
 
 _store: str | None = None
-_weights: dict[tuple[str, str], NativeWeights] = {}  # of the last sampled case
 
 
 NOT_OUT = "It was given `out` and returned another array; `out` holds something else."
@@ -117,7 +114,7 @@ def inspect_target(target: Target) -> Loaded:
     """The declaration of one kernel, or the sentence that says why it cannot be had."""
     start = time.perf_counter()
     try:
-        _, declaration = _loaded(target)
+        _, declaration = loaded(target)
         devices = {declaration.name: device_of(declaration.backend)}
         return Loaded(declarations=(declaration,), devices=devices, seconds=time.perf_counter() - start)
     except ModuleNotFoundError as error:
@@ -125,7 +122,7 @@ def inspect_target(target: Target) -> Loaded:
     except UsageError as error:
         return Loaded(usage=str(error))
     except BaseException as error:
-        return Loaded(usage=f"Importing {target.place} fails: {_sentence(error, target.place)}")
+        return Loaded(usage=f"Importing {target.place} fails: {sentence_of(error, target.place)}")
 
 
 def inspect_module(place: str) -> Loaded:
@@ -147,7 +144,7 @@ def inspect_module(place: str) -> Loaded:
     except ModuleNotFoundError as error:
         return _import_failed(error, place, user=False)
     except Exception as error:
-        return Loaded(error=f"importing {place} fails: {_sentence(error, place)}")
+        return Loaded(error=f"importing {place} fails: {sentence_of(error, place)}")
     return Loaded(
         declarations=tuple(found),
         devices=devices,
@@ -158,7 +155,7 @@ def inspect_module(place: str) -> Loaded:
 
 def run_case(target: Target, case: Case) -> Outcome:
     """Call the kernel on a case's inputs."""
-    (outcome,) = _run(target, lambda: [Call(case=case, inputs=_inputs(case))])
+    (outcome,) = _run(target, lambda: [Call(case=case, inputs=given_inputs(case))])
     return outcome
 
 
@@ -167,21 +164,22 @@ def run_all_tokens(target: Target, case: Case) -> list[Outcome]:
     return _run(target, lambda: all_token_calls(case))
 
 
-def _inputs(case: Case) -> dict[str, Any]:
+def given_inputs(case: Case) -> dict[str, Any]:
+    """The inputs of a case, from where this run keeps them; experts' weights of a sampled case as WindowStacks."""
     return lazy_inputs(case) if case.sampled else shared_inputs(case, _store)
 
 
 def run_relation(target: Target, case: Case, name: str) -> list[Outcome]:
     """The further calls of a relation on a case, in order; after one that has a problem no other is made."""
-    return _run(target, lambda: relations()[name].trial(case, _inputs(case)).calls)
+    return _run(target, lambda: relations()[name].trial(case, given_inputs(case)).calls)
 
 
 def _run(target: Target, calls: Callable[[], Sequence[Call]]) -> list[Outcome]:
     """The outcome of each call up to the first that has a problem."""
     try:
-        function, declaration = _loaded(target)
+        function, declaration = loaded(target)
     except BaseException as error:
-        return [Outcome(problem=(Verdict.ERROR, f"Importing it fails: {_sentence(error, target.place)}"))]
+        return [Outcome(problem=(Verdict.ERROR, f"Importing it fails: {sentence_of(error, target.place)}"))]
     outcomes: list[Outcome] = []
     buffers: dict[str, Any] = {}
     for call in calls():
@@ -201,7 +199,7 @@ def _attempt(
     except Unsupported as error:
         return Outcome(problem=(Verdict.SKIP, str(error)))
     except BaseException as error:
-        sentence = _sentence(error, target.place)
+        sentence = sentence_of(error, target.place)
         if _is_exhaustion(error):
             return Outcome(problem=(Verdict.CRASH, f"Ran out of memory: {sentence}"), exhausted=True)
         return Outcome(problem=(Verdict.CRASH, sentence))
@@ -210,7 +208,7 @@ def _attempt(
 def _call(function: Callable[..., Any], declaration: Declaration, call: Call, buffers: dict[str, Any]) -> Outcome:
     """buffers: the arrays of the call before, by name; those of this call when it ends."""
     case, backend, layout = call.case, declaration.backend, declaration.weight_layout
-    weights = _native_weights(call, declaration) if case.sampled else None
+    weights = weights_of(case, call.inputs, declaration) if case.sampled else None
     given = call.inputs if weights is None else {n: v for n, v in call.inputs.items() if n not in weights.arrays}
     inputs = as_declared(case, given, declaration)
     kept = {name: value.copy() for name, value in inputs.items() if isinstance(value, np.ndarray)}
@@ -226,7 +224,7 @@ def _call(function: Callable[..., Any], declaration: Declaration, call: Call, bu
     buffers.update(native)
     if "spec" in declaration.arguments:
         arguments["spec"] = spec_part(case.op, case.spec if layout is None else layout.spec(case.spec))
-    out = _poisoned_output(case, inputs, declaration) if "out" in declaration.arguments else None
+    out = poisoned_output(case, inputs, declaration) if "out" in declaration.arguments else None
     if out is not None:
         arguments["out"] = out
     process, start = os.getpid(), time.perf_counter()
@@ -254,18 +252,9 @@ def _call(function: Callable[..., Any], declaration: Declaration, call: Call, bu
         name for name, value in native.items() if name not in reused and changed(value, inputs[name], kept[name])
     )
     if weights is not None and (rewritten := weights.changed()):
-        _weights.clear()
+        forget_weights()
         modified += tuple(rewritten)
     return Outcome(outputs=tuple(outputs), seconds=seconds, modified=modified)
-
-
-def _native_weights(call: Call, declaration: Declaration) -> NativeWeights:
-    """The weights of a sampled case, from the call before where that had the same."""
-    key = (call.case.key, declaration.name)
-    if key not in _weights:
-        _weights.clear()  # first, so that two cases' weights are never held together
-        _weights[key] = NativeWeights(call.case, call.inputs, declaration.backend, declaration.weight_layout)
-    return _weights[key]
 
 
 def _is_out(result: Any, out: Any) -> bool:
@@ -296,18 +285,9 @@ def _argument(value: Any, backend: str, buffer: Any) -> Any:
     return native if buffer is None else overwritten(buffer, native)
 
 
-def _poisoned_output(case: Case, inputs: dict[str, Any], declaration: Declaration) -> Any:
-    shape, backend, layout = poison_sizes(case, inputs), declaration.backend, declaration.weight_layout
-    if shape is None or backend in JAX_BACKENDS:
-        raise Unsupported(f"{case.op} passes no `out` to {backend} kernels")
-    if layout is not None:
-        shape = (*shape[:-1], output_width(case, shape[-1], layout))
-    kind = OPS[case.op].outputs[0].kind
-    return to_native(fill(np.empty(shape, FORMATS[case.dtype].storage if kind == "input" else kind)), backend)
-
-
 @lru_cache(maxsize=8)
-def _loaded(target: Target) -> tuple[Callable[..., Any], Declaration]:
+def loaded(target: Target) -> tuple[Callable[..., Any], Declaration]:
+    """The function and its declaration, imported once."""
     return load(target)
 
 
@@ -315,7 +295,7 @@ def _import_failed(error: ModuleNotFoundError, place: str, *, user: bool) -> Loa
     """A package that is not installed is a reason to skip a built-in kernel; anything else is an error."""
     reason = missing_package(error)
     if reason is None:
-        return Loaded(error=f"importing {place} fails: {_sentence(error, place)}")
+        return Loaded(error=f"importing {place} fails: {sentence_of(error, place)}")
     return Loaded(usage=f"Importing {place} fails: it {reason}") if user else Loaded(skip=reason)
 
 
@@ -333,7 +313,8 @@ def _text(error: BaseException) -> str:
         return ""
 
 
-def _sentence(error: BaseException, file: str) -> str:
+def sentence_of(error: BaseException, file: str) -> str:
+    """What was raised, and where in the kernel's file."""
     text = _text(error)[:300]
     if isinstance(error, MoecheckError):
         return text
