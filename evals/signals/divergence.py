@@ -14,7 +14,7 @@ from moecheck.errors import HarnessError
 from moecheck.evals.backends.records import FloatRows, Precision, Scored
 from moecheck.evals.statistics.clusters import MeanTest, mean_test
 
-from .limits import KL_FLOORS, LIMITS, SIGMAS
+from .limits import KL_FLOORS, KL_TELLS, LIMITS, SIGMAS
 from .signal import Outcome, Signal, absent
 
 NAME = "teacher-forced divergence"
@@ -122,6 +122,9 @@ def teacher_forced(candidate: Divergence | None, floors: Sequence[Divergence], p
         message = (
             f"the most probable token is the same for {100 * top1:.4g} % of the tokens, at least {100 * least:.4g} %"
         )
+    elif limit > KL_TELLS:
+        outcome = Outcome.INCONCLUSIVE
+        message = f"{what} per token is {value:.2e}, but legal variants reach {limit / KL_FLOORS:.2e}"
     else:
         outcome, message = Outcome.PASS, f"{what} per token is {value:.2e}, at most {limit:.2e}"
     return Signal(name=NAME, outcome=outcome, message=message, value=value, limit=limit, floor=floor, numbers=numbers)

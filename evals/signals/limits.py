@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from moecheck.evals.backends.records import Precision
 
 KL_FLOORS = 10.0  # a mean divergence of this many floors is a failure
+KL_TELLS = 1e-2  # bugs begin at 1e-5: where legal variants alone reach a tenth of this, a pass says nothing
 ROUTER_AGREEMENT = 0.999
 TIE_GAP = 1e-5  # a token whose choice is nearer than this may go either way
 ALPHA = 0.01  # of McNemar's test

@@ -75,7 +75,7 @@ def identical_texts(
     if candidate.n == 0 or limit is None:
         outcome, words = Outcome.INCONCLUSIVE, f"{words}; the baseline's own noise was not measured"
     elif not candidate.rate >= limit:
-        outcome, words = Outcome.FAIL, f"{words}, and legal variants have at least {100 * limit:.4g} %"
+        outcome, words = Outcome.FAIL, f"{words}, and legal variants would have {100 * limit:.4g} %"
     elif not white_box and limit < LEAST_LIMIT:
         outcome = Outcome.INCONCLUSIVE
         words = f"{words}, but the baseline's own answers vary too much to tell: a limit of {100 * limit:.3g} %"

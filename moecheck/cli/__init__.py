@@ -8,8 +8,10 @@ import traceback
 import click
 
 from moecheck.cli.audit import audit_command
+from moecheck.cli.bench import bench
 from moecheck.cli.check import check
 from moecheck.cli.doctor import doctor
+from moecheck.cli.e2e import e2e
 from moecheck.cli.kernels import kernels
 from moecheck.cli.listing import list_all
 from moecheck.cli.mutants import mutants
@@ -43,7 +45,7 @@ def cli() -> None:
     """
 
 
-for command in (kernels, check, mutants, audit_command, replay, list_all, doctor, new_kernel):
+for command in (kernels, bench, e2e, check, mutants, audit_command, replay, list_all, doctor, new_kernel):
     cli.add_command(command)
 
 
@@ -78,9 +80,9 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _interrupted(arguments: list[str] | None) -> str:
-    """What to do after Ctrl-C: only a run of kernels keeps what it found."""
+    """What to do after Ctrl-C: runs of kernels and end-to-end runs keep what they found."""
     words = sys.argv[1:] if arguments is None else arguments
-    if words[:1] == ["kernels"]:
+    if words[:1] in (["kernels"], ["e2e"]):
         return "Interrupted; what was found is kept: go on with --resume DIR."
     return "Interrupted; nothing was kept."
 

@@ -76,6 +76,10 @@ def test_ten_floors_fail() -> None:
     assert signal.limit == pytest.approx(max(LIMITS["bf16"].kl, 10 * (signal.floor or 0)))
 
 
+def test_where_legal_variants_diverge_widely_a_pass_says_nothing() -> None:
+    assert teacher_forced(divergence(0.1, seed=1), [divergence(0.1, seed=2)], "bf16").outcome is Outcome.INCONCLUSIVE
+
+
 def test_one_bad_token_in_many_fails() -> None:
     """A single token whose distribution is turned round moves the mean, where 239 others are exact."""
     base, other = scored(0.0), scored(0.0)
