@@ -54,8 +54,8 @@ def gate_up_tile(
 ):  # fmt: skip
     """h[pair] = act(W_gate x) * (W_up x), both products accumulated in fp32 and stored once, as h.
 
-    One product with the rows of gate and up taken in turns: an accumulator's neighbours are then a gate and its up. A
-    weight on the input multiplies the products, W (w x) = w (W x), which rounds nothing more.
+    One product with the rows of gate and up taken in turns: an accumulator's neighbours are then a gate and its up.
+    WEIGHTED: the routing weight multiplies x, which is stored in its own dtype.
     """
     pairs = tl.load(sorted_token_ids + tl.arange(0, BLOCK_M))
     valid = pairs < num_pairs
@@ -65,6 +65,7 @@ def gate_up_tile(
 
     x_rows = x + (pairs // TOP_K).to(tl.int64)[:, None] * stride_x
     w_columns = w13 + expert * stride_we + w_rows.to(tl.int64)[None, :] * stride_wn
+    weight = tl.load(topk_weights + pairs, mask=valid, other=0.0)[:, None] if WEIGHTED else 1.0
     total = tl.zeros((BLOCK_M, 2 * BLOCK_N), dtype=tl.float32)
     for start in range(0, hidden, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -72,13 +73,13 @@ def gate_up_tile(
             a = tl.load(x_rows + k[None, :], mask=valid[:, None], other=0.0)
         else:
             a = tl.load(x_rows + k[None, :], mask=valid[:, None] & (k < hidden)[None, :], other=0.0)
+        if WEIGHTED:
+            a = (a * weight).to(x.dtype.element_ty)
         if EVEN_K and EVEN_N:
             b = tl.load(w_columns + k[:, None])
         else:
             b = tl.load(w_columns + k[:, None], mask=(k < hidden)[:, None] & existing[None, :], other=0.0)
         total = tl.dot(a, b, total, input_precision="ieee")
-    if WEIGHTED:
-        total *= tl.load(topk_weights + pairs, mask=valid, other=0.0)[:, None]
     if HAS_BIAS:
         total += tl.load(bias + expert * stride_bias + w_rows, mask=existing, other=0.0).to(tl.float32)[None, :]
     gate, up = tl.split(tl.reshape(total, (BLOCK_M, BLOCK_N, 2)))
@@ -126,13 +127,13 @@ def gate_up_kernel(
 def grouped_gemm_tile(
     x, w, bias, topk_weights, y, sorted_token_ids, expert, column_tile, num_pairs, outputs, inputs,
     stride_x, stride_we, stride_wn, stride_bias, stride_y,
-    PAIRS_PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHTED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
+    PAIRS_PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHTED: tl.constexpr, ON_INPUT: tl.constexpr,
     EVEN_N: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y[pair] = W x[pair // PAIRS_PER_ROW] + bias, times topk_weights[pair] if WEIGHTED; fp32 until the one store.
 
-    WEIGHT_FIRST: the weight multiplies before the bias is added, as one on the input does.
+    ON_INPUT: the weight multiplies x instead, which is stored in its own dtype.
     """
     pairs = tl.load(sorted_token_ids + tl.arange(0, BLOCK_M))
     valid = pairs < num_pairs
@@ -141,6 +142,7 @@ def grouped_gemm_tile(
 
     x_rows = x + (pairs // PAIRS_PER_ROW).to(tl.int64)[:, None] * stride_x
     w_columns = w + expert * stride_we + columns.to(tl.int64)[None, :] * stride_wn
+    weight = tl.load(topk_weights + pairs, mask=valid, other=0.0)[:, None] if WEIGHTED or ON_INPUT else 1.0
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, inputs, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -148,17 +150,17 @@ def grouped_gemm_tile(
             a = tl.load(x_rows + k[None, :], mask=valid[:, None], other=0.0)
         else:
             a = tl.load(x_rows + k[None, :], mask=valid[:, None] & (k < inputs)[None, :], other=0.0)
+        if ON_INPUT:
+            a = (a * weight).to(x.dtype.element_ty)
         if EVEN_K and EVEN_N:
             b = tl.load(w_columns + k[:, None])
         else:
             b = tl.load(w_columns + k[:, None], mask=(k < inputs)[:, None] & inside[None, :], other=0.0)
         total = tl.dot(a, b, total, input_precision="ieee")
-    if WEIGHTED and WEIGHT_FIRST:
-        total *= tl.load(topk_weights + pairs, mask=valid, other=0.0)[:, None]
     if HAS_BIAS:
         total += tl.load(bias + expert * stride_bias + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
-    if WEIGHTED and not WEIGHT_FIRST:
-        total *= tl.load(topk_weights + pairs, mask=valid, other=0.0)[:, None]
+    if WEIGHTED:
+        total *= weight
     y_rows = y + pairs.to(tl.int64)[:, None] * stride_y
     tl.store(y_rows + columns[None, :], total.to(y.dtype.element_ty), mask=valid[:, None] & inside[None, :])
 
@@ -167,7 +169,7 @@ def grouped_gemm_tile(
 def grouped_gemm_kernel(
     x, w, bias, topk_weights, y, sorted_token_ids, expert_ids, num_tokens_post_padded, num_pairs, outputs, inputs,
     stride_x, stride_we, stride_wn, stride_bias, stride_y, group_m,
-    PAIRS_PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHTED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
+    PAIRS_PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, WEIGHTED: tl.constexpr, ON_INPUT: tl.constexpr,
     EVEN_N: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LEAST_M: tl.constexpr,
 ):  # fmt: skip
@@ -183,11 +185,11 @@ def grouped_gemm_kernel(
             grouped_gemm_tile(
                 x, w, bias, topk_weights, y, first_pair, expert, column_tile, num_pairs, outputs, inputs,
                 stride_x, stride_we, stride_wn, stride_bias, stride_y,
-                PAIRS_PER_ROW, HAS_BIAS, WEIGHTED, WEIGHT_FIRST, EVEN_N, EVEN_K, LEAST_M, BLOCK_N, BLOCK_K,
+                PAIRS_PER_ROW, HAS_BIAS, WEIGHTED, ON_INPUT, EVEN_N, EVEN_K, LEAST_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
             return
     grouped_gemm_tile(
         x, w, bias, topk_weights, y, first_pair, expert, column_tile, num_pairs, outputs, inputs,
         stride_x, stride_we, stride_wn, stride_bias, stride_y,
-        PAIRS_PER_ROW, HAS_BIAS, WEIGHTED, WEIGHT_FIRST, EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
+        PAIRS_PER_ROW, HAS_BIAS, WEIGHTED, ON_INPUT, EVEN_N, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip

@@ -121,8 +121,8 @@ class Blocks:
     ) -> torch.Tensor:
         """W x + bias of every pair, weighted or not: [T * top_k, n]; rows of pairs without an expert are unset.
 
-        part: `gate_up`, whose x has a row for each token and whose weight multiplies before the bias, or `down`, whose
-        x has one for each pair.
+        part: `gate_up`, whose x has a row for each token and is what a weight multiplies, or `down`, whose x has one
+        for each pair and whose output it multiplies.
         """
         x, w = x.contiguous(), w.contiguous()
         outputs, terms = w.shape[1:]
@@ -133,7 +133,8 @@ class Blocks:
                 x, w, x if bias is None else bias.contiguous(), self.topk_weights, y, *self.metadata,
                 len(y), outputs, terms, x.stride(0), w.stride(0), w.stride(1), outputs, y.stride(0),
                 PAIRS_PER_ROW=1 if part == "down" else self.topk_ids.shape[1], HAS_BIAS=bias is not None,
-                WEIGHTED=weighted, WEIGHT_FIRST=part == "gate_up", LEAST_M=least_rows(self.block_m),
+                WEIGHTED=weighted and part == "down", ON_INPUT=weighted and part == "gate_up",
+                LEAST_M=least_rows(self.block_m),
                 **constants(tiles, self.block_m, columns=outputs, terms=terms),
             )  # fmt: skip
         return y
