@@ -6,10 +6,11 @@ python tools/publish_mutants.py [--jobs N]        # minutes on two quiet cores; 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import click
-from write_mutants_document import PUBLISHED, write
 
 from moecheck.cli.options import color, width
 from moecheck.report.environment import git_commit
@@ -19,6 +20,7 @@ from moecheck.report.terminal import render
 from moecheck.scoring.run import PROFILES, Plan, run_score
 
 PROFILE = "default"
+TOOLS = Path(__file__).parent
 
 
 @click.command()
@@ -27,8 +29,8 @@ def main(jobs: int) -> None:
     """Run the score, and publish it."""
     plan = Plan(profile=PROFILE, jobs=jobs, **PROFILES[PROFILE])
     score = run_score(plan, command="moecheck mutants", git=git_commit())
-    publish(PUBLISHED, score)
-    write()
+    publish(TOOLS.parent / "reports" / "mutants", score)
+    subprocess.run([sys.executable, TOOLS / "write_mutants_document.py"], check=True)
     click.echo(render(score_view(score, width=width()), width=width(), color=color()), nl=False)
     sys.exit(0 if score.passed else 1)
 

@@ -13,12 +13,7 @@ ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "reports" / "mutants"
 
 
-def write() -> None:
-    """Write docs/mutants.md."""
+if __name__ == "__main__":
     measured = PUBLISHED / "mutants.md"
     text = document(measured.read_text(encoding="utf-8") if measured.exists() else "")
     (ROOT / "docs" / "mutants.md").write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    write()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -53,12 +54,24 @@ def ops_with_mutants() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=64)
-def corpus(op: str, profile: str, seed: int) -> tuple[Case, ...]:
-    """The profile's cases of an op with tokens, smallest first: a mutant is given up where it is first seen."""
+def corpus(op: str, profile: str, seed: int, *, drawn: bool = True) -> tuple[Case, ...]:
+    """The profile's cases of an op with tokens, smallest first: a mutant is given up where it is first seen.
+
+    drawn: whether the drawn ones are among them.
+    """
     quantizations = tuple(SCHEMES[name] for name in WEIGHTS) if op == "fused_experts" else ()
-    found = cases_for(op, profile=profile, seed=seed, quantizations=quantizations)
+    examples = None if drawn else 0
+    found = cases_for(op, profile=profile, seed=seed, quantizations=quantizations, examples=examples)
     cases = [case for case in found if case.num_tokens]
     return tuple(sorted(cases, key=lambda case: (case.elements, case.num_tokens)))
+
+
+def in_turn(op: str, profile: str, seed: int) -> Iterator[Case]:
+    """The cases of `corpus`. The hundreds that a nightly run draws, which takes seconds, come last: few need them."""
+    first = corpus(op, profile, seed, drawn=False) if profile == "nightly" else ()
+    yield from first
+    known = {case.digest for case in first}
+    yield from (case for case in corpus(op, profile, seed) if case.digest not in known)
 
 
 def planted(op: str, seed: int, mutants: tuple[Mutant, ...]) -> list[Planted]:

@@ -27,6 +27,8 @@ from .variants import CLASSES
 PARTS = {"fused_experts": 4, "moe_layer": 6, "topk_routing": 2}  # tasks that share an op's cases, where all are tried
 CHUNK = 20  # correct kernels a task
 UNDECLARED = "mutants in kernels that say nothing"
+# Profile whose cases these are tried on: many stay unseen, which takes all cases to find out.
+UNDECLARED_CASES = {"quick": "quick", "default": "default", "nightly": "default"}
 # Profile whose cases are all tried in the first seed: the named ones are enough to tell who sees what, and where.
 ALL_CASES = {"quick": "quick", "default": "quick", "nightly": "default"}
 
@@ -138,7 +140,7 @@ def _tasks(plan: Plan, chosen: tuple[Mutant, ...]) -> Iterable[tuple[str, tuple[
             for seed in range(plan.seeds):
                 yield "mutants", (trials.kills, op, plan.profile, seed, ids, 0, 0, "declared")
             for seed in range(plan.undeclared_seeds):
-                yield UNDECLARED, (trials.kills, op, plan.profile, seed, ids, 0, 0, "unknown")
+                yield UNDECLARED, (trials.kills, op, UNDECLARED_CASES[plan.profile], seed, ids, 0, 0, "unknown")
     for one in checker_mutants():
         if plan.everything or one.name in plan.mutants:
             yield "checker", (checker_trial, one.name)

@@ -19,7 +19,7 @@ from moecheck.mutants import Mutant, all_mutants
 from moecheck.mutants.call import call_of, slots_of, with_slots
 from moecheck.oracle import Oracle
 
-from .corpus import Planted, corpus, legal_trial, planted
+from .corpus import Planted, in_turn, legal_trial, planted
 from .coverage import Combination, combination_of
 from .outputs import honest_outputs, outputs_with
 from .variant_kernel import output_of
@@ -90,7 +90,7 @@ def _unknown(group: Planted) -> Variant:
 def _kills(group: Planted, variant: Variant, profile: str, part: int, parts: int) -> list[Kill]:
     tallies = {one.id: _Tally() for one in group.mutants}
     open_mutants: list[Mutant] = list(group.mutants)
-    for number, case in enumerate(corpus(group.op, profile, group.seed)):
+    for number, case in enumerate(in_turn(group.op, profile, group.seed)):
         if not open_mutants:
             break
         if parts and number % parts != part:

@@ -15,7 +15,7 @@ from moecheck.mutants.call import call_of
 from moecheck.mutants.quantiser_maths import with_requantised
 from moecheck.oracle import Oracle
 from moecheck.quantizer import Quantizer
-from moecheck.scoring.corpus import JUDGED_OPS, corpus, legal_trial, planted
+from moecheck.scoring.corpus import JUDGED_OPS, corpus, in_turn, legal_trial, planted
 from moecheck.scoring.outputs import honest_outputs, outputs_with
 from moecheck.scoring.variant_kernel import output_of, takes
 from moecheck.scoring.variant_maths import requantised
@@ -123,6 +123,15 @@ def test_every_case_of_the_corpus_has_a_variant() -> None:
     for op in JUDGED_OPS:
         for case in corpus(op, "default", 1):
             assert op == "topk_routing" or takes(call_of(case, Oracle())), case.id
+
+
+def test_nightly_cases_are_those_of_the_profile_drawn_ones_last() -> None:
+    cases = list(in_turn("grouped_gemm", "nightly", 0))
+    assert {case.digest for case in cases} == {case.digest for case in corpus("grouped_gemm", "nightly", 0)}
+    assert len({case.digest for case in cases}) == len(cases)
+    named = [bool(case.name) for case in cases]
+    assert named == sorted(named, reverse=True)
+    assert not all(named)
 
 
 def test_quantised_weights_are_read_as_numbers() -> None:
