@@ -39,7 +39,7 @@ def kernels_recipe(folder: Path, capability: tuple[int, int]) -> Recipe:
         name="moecheck_kernels",
         sources=tuple(sorted(folder.glob("*.cu"))),
         headers=(*sorted(folder.glob("*.cuh")), folder / "launchers.h"),
-        cuda_flags=("-O3", architecture(capability)),
+        cuda_flags=("-O3", architecture(capability), *(("-DMOECHECK_HOPPER",) if capability >= (9, 0) else ())),
     )
 
 

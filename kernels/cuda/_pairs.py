@@ -6,17 +6,20 @@ from dataclasses import dataclass
 
 import torch
 
+import moecheck
+
 from ._library import library
 
 LEAST_TILE = 256  # pairs that one warp puts in order, one 32 after the other
 MOST_TILES = 1024
+MOST_BUCKETS = 12_288  # as many counts as 48 KiB hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Pairs counted by bucket. counts: [tiles, buckets] int32, starts: [buckets + 1] int32.
+    """Pairs counted by bucket. counts: [tiles, buckets] int32, totals: [buckets] int32.
 
-    ids: [T, top_k] int32, contiguous. by_global: buckets are global ids, else local ones.
+    ids: [T, top_k] int32, contiguous. by_global: buckets are global ids, else local ones. tile: pairs of a tile.
     """
 
     ids: torch.Tensor
@@ -25,13 +28,36 @@ class Plan:
     by_global: bool
     tile: int
     counts: torch.Tensor
-    starts: torch.Tensor
+    totals: torch.Tensor
 
-    def place(self, *, position_of_pair: torch.Tensor | None = None, pair_at: torch.Tensor | None = None) -> None:
-        """Write each pair's position, and the pair at each position. Uses up the counts: at most once a plan."""
+    def starts(
+        self,
+        *,
+        multiple: int = 1,
+        sizes: tuple[torch.Tensor, torch.Tensor] | None = None,
+        intermediate_size: int = 0,
+        hidden_size: int = 0,
+    ) -> torch.Tensor:
+        """Where each bucket starts, a multiple of `multiple`: [buckets + 1] int32.
+
+        sizes: two [buckets, 3] int32, filled in with the sizes of both GEMMs.
+        """
+        starts = torch.empty(len(self.totals) + 1, dtype=torch.int32, device=self.ids.device)
+        library().starts(self.totals, multiple, starts, *(sizes or (None, None)), intermediate_size, hidden_size)
+        return starts
+
+    def place(
+        self,
+        *,
+        multiple: int = 1,
+        starts: torch.Tensor | None = None,
+        position_of_pair: torch.Tensor | None = None,
+        pair_at: torch.Tensor | None = None,
+    ) -> None:
+        """Write each pair's position, the pair at each position, and where each bucket starts, whatever is given."""
         library().place(
-            self.ids, self.expert_map, self.num_experts, self.by_global, self.tile, self.counts, self.starts,
-            position_of_pair, pair_at,
+            self.ids, self.expert_map, self.num_experts, self.by_global, self.tile, multiple, self.counts,
+            self.totals, starts, position_of_pair, pair_at,
         )  # fmt: skip
 
 
@@ -52,23 +78,16 @@ def planned(
     num_experts: int,
     buckets: int,
     by_global: bool = False,
-    multiple: int = 1,
-    sizes: tuple[torch.Tensor, torch.Tensor] | None = None,
-    intermediate_size: int = 0,
-    hidden_size: int = 0,
 ) -> Plan:
-    """Count the pairs of each bucket; starts are multiples of `multiple`. sizes: two [buckets, 3] int32 to fill in."""
+    """Count the pairs of each bucket; Unsupported for more buckets than fit into a block's shared memory."""
+    if buckets > MOST_BUCKETS:
+        raise moecheck.Unsupported(f"a block counts {MOST_BUCKETS} experts at most, not {buckets}")
     ids = topk_ids.contiguous()
     expert_map = None if expert_map is None else expert_map.contiguous()
     tile = tile_of(ids.numel())
-    counts = torch.zeros(-(-ids.numel() // tile), buckets, dtype=torch.int32, device=ids.device)
+    counts = torch.empty(-(-ids.numel() // tile), buckets, dtype=torch.int32, device=ids.device)
     totals = torch.empty(buckets, dtype=torch.int32, device=ids.device)
-    starts = torch.empty(buckets + 1, dtype=torch.int32, device=ids.device)
-    first, second = sizes or (None, None)
-    library().plan(
-        ids, expert_map, num_experts, by_global, tile, multiple, counts, totals, starts, first, second,
-        intermediate_size, hidden_size,
-    )  # fmt: skip
+    library().plan(ids, expert_map, num_experts, by_global, tile, counts, totals)
     return Plan(
         ids=ids,
         expert_map=expert_map,
@@ -76,5 +95,5 @@ def planned(
         by_global=by_global,
         tile=tile,
         counts=counts,
-        starts=starts,
+        totals=totals,
     )

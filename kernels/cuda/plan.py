@@ -27,13 +27,10 @@ def align_block_size(
     sorted_ids = torch.empty(length, dtype=torch.int32, device=device)
     expert_ids = torch.empty(-(-length // block_size), dtype=torch.int32, device=device)
     post_padded = torch.empty(1, dtype=torch.int32, device=device)
-    plan = planned(
-        topk_ids, expert_map, num_experts=num_experts, buckets=num_experts, by_global=True, multiple=block_size
-    )
-    library().blocks(
-        plan.ids, plan.expert_map, num_experts, plan.starts, block_size, sorted_ids, expert_ids, post_padded
-    )
-    plan.place(pair_at=sorted_ids)
+    plan = planned(topk_ids, expert_map, num_experts=num_experts, buckets=num_experts, by_global=True)
+    starts = plan.starts(multiple=block_size)
+    library().blocks(plan.ids, plan.expert_map, num_experts, starts, block_size, sorted_ids, expert_ids, post_padded)
+    plan.place(multiple=block_size, pair_at=sorted_ids)  # over the padding
     return sorted_ids, expert_ids, post_padded
 
 
@@ -54,13 +51,6 @@ def problem_sizes(
     """
     experts = local_experts(num_experts, expert_map)
     first, second = (torch.empty(experts, 3, dtype=torch.int32, device=topk_ids.device) for _ in range(2))
-    plan = planned(
-        topk_ids,
-        expert_map,
-        num_experts=num_experts,
-        buckets=experts,
-        sizes=(first, second),
-        intermediate_size=intermediate_size,
-        hidden_size=hidden_size,
-    )
-    return plan.starts, first, second
+    plan = planned(topk_ids, expert_map, num_experts=num_experts, buckets=experts)
+    starts = plan.starts(sizes=(first, second), intermediate_size=intermediate_size, hidden_size=hidden_size)
+    return starts, first, second

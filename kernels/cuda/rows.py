@@ -31,9 +31,10 @@ def moe_permute(
     experts = local_experts(num_experts, expert_map)
     plan = planned(topk_ids, expert_map, num_experts=num_experts, buckets=experts)
     inverse = torch.empty(topk_ids.shape, dtype=torch.int32, device=topk_ids.device)
-    plan.place(position_of_pair=inverse)
+    starts = torch.empty(experts + 1, dtype=torch.int32, device=topk_ids.device)
+    plan.place(starts=starts, position_of_pair=inverse)
     scale = None if hidden_scale is None else _scattered(hidden_scale, inverse)
-    return _scattered(hidden_states, inverse), scale, plan.starts, inverse
+    return _scattered(hidden_states, inverse), scale, starts, inverse
 
 
 @moecheck.kernel(

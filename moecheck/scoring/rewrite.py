@@ -1,4 +1,4 @@
-"""Changes a program at the level of its parse tree: one expression or statement of one function becomes another."""
+"""Changes a program: an expression or statement of a Python function, or a piece of another language's text."""
 
 from __future__ import annotations
 
@@ -20,6 +20,24 @@ class Rewrite:
     find: str
     put: str
     which: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replacement:
+    """A change of a text that is no Python: `find` stands in it exactly once, and becomes `put`."""
+
+    find: str
+    put: str
+
+
+def replaced(text: str, replacements: tuple[Replacement, ...]) -> str:
+    """The text with every replacement made; HarnessError where one does not fit exactly once."""
+    for replacement in replacements:
+        times = text.count(replacement.find)
+        if times != 1:
+            raise HarnessError(f"`{replacement.find}` stands {times} times in what is to be changed, not once.")
+        text = text.replace(replacement.find, replacement.put)
+    return text
 
 
 def rewritten(source: str, rewrites: tuple[Rewrite, ...]) -> str:

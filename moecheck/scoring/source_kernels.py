@@ -24,15 +24,16 @@ from moecheck.runner.plan import Plan, lacking
 from moecheck.runner.pool import KernelPool, WorkerDied, WorkerTimeout, default_memory, start_context
 from moecheck.runner.relate import Relating, cases_to_relate
 from moecheck.runner.target import Target
-from moecheck.runner.worker import Outcome, inspect_target, run_case, run_relation
+from moecheck.runner.worker import Outcome, inspect_module, inspect_target, run_case, run_relation
 
 from .result import KERNELS, MutantScore
-from .rewrite import rewritten
+from .rewrite import Replacement, Rewrite, replaced, rewritten
 from .sources import SourceMutant
 from .verdicts import LIMITS, names_of
 
 TIMEOUT = 60.0
 IMPORT_TIMEOUT = 120.0
+CUDA = "cuda/"
 
 
 @dataclass(slots=True)
@@ -69,6 +70,12 @@ def kernel_trials(
     start_context()  # once, before threads ask for it
     baselines = {one.kernel: SourceMutant(name=one.kernel, words="", op=one.op, kernel=one.kernel, file=one.file,
                                           rewrites=()) for one in mutants} if with_baselines else {}  # fmt: skip
+    if any(one.file.startswith(CUDA) for one in mutants):
+        reason = _why_no_cuda()
+        if reason is not None:
+            found.skipped |= {one.name: reason for one in mutants if one.file.startswith(CUDA)}
+            mutants = tuple(one for one in mutants if not one.file.startswith(CUDA))
+            baselines = {name: one for name, one in baselines.items() if not one.file.startswith(CUDA)}
     jobs_list = [*((one, seeds) for one in mutants), *((one, 1) for one in baselines.values())]
     with tempfile.TemporaryDirectory(prefix="moecheck-mutants-") as folder, threadpool_limits(1, "blas"):
         places = {one.name: plant(one, Path(folder)) for one, _ in jobs_list}
@@ -80,6 +87,17 @@ def kernel_trials(
                 if advance is not None:
                     advance(KERNELS, number, len(jobs_list))
     return found
+
+
+def _why_no_cuda() -> str | None:
+    """Why CUDA kernels cannot run here, asked once for all of them; importing them builds them."""
+    with KernelPool(memory=default_memory(2), threads=1) as pool:
+        try:
+            loaded = pool.wait(pool.submit(inspect_module, "moecheck.kernels.cuda.rows", timeout=IMPORT_TIMEOUT))
+        except (WorkerTimeout, WorkerDied) as error:
+            return f"its build ends without a result: {error}"
+    reason: str | None = loaded.skip or loaded.error
+    return reason
 
 
 def _file(one: SourceMutant, seeds: int, trials: list[_Trial], found: Outcomes) -> None:
@@ -117,18 +135,22 @@ def plant(one: SourceMutant, folder: Path) -> str:
     """
     name = f"planted_{abs(hash(one.name)):x}"
     package, originals = folder / name / name, _sources()
-    for part in ("torch", "triton"):
-        (package / part).mkdir(parents=True)
-        for file in (originals / part).glob("*.py"):
-            shutil.copyfile(file, package / part / file.name)
+    for part in ("torch", "triton", "cuda"):
+        shutil.copytree(originals / part, package / part, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").touch()
     if one.rewrites:
         changed = package / one.file
-        changed.write_text(rewritten(changed.read_text(encoding="utf-8"), one.rewrites), encoding="utf-8")
+        changed.write_text(_changed(changed.read_text(encoding="utf-8"), one), encoding="utf-8")
     module, _, function = one.kernel.partition(":")
     shim = folder / name / "kernel.py"
     shim.write_text(f"from {name}.{module} import {function} as kernel\n", encoding="utf-8")
     return f"{shim}:kernel"
+
+
+def _changed(text: str, one: SourceMutant) -> str:
+    if all(isinstance(rewrite, Rewrite) for rewrite in one.rewrites):
+        return rewritten(text, tuple(r for r in one.rewrites if isinstance(r, Rewrite)))
+    return replaced(text, tuple(r for r in one.rewrites if isinstance(r, Replacement)))
 
 
 def _sources() -> Path:

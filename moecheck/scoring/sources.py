@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .rewrite import Rewrite
+from .rewrite import Replacement, Rewrite
 
 GEMM, ROWS, ROUTING = "triton/_jit_gemm.py", "triton/_jit_rows.py", "triton/_jit_routing.py"
 
@@ -22,7 +22,7 @@ class SourceMutant:
     op: str
     kernel: str
     file: str
-    rewrites: tuple[Rewrite, ...]
+    rewrites: tuple[Rewrite, ...] | tuple[Replacement, ...]
     sources: tuple[str, ...] = ()
     expected: tuple[str, ...] = ("values", "statistics")
     unseen: str = ""

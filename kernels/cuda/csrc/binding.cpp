@@ -24,6 +24,7 @@ public:
         TORCH_CHECK(library_ != nullptr, "cannot open ", path, ": ", dlerror());
         load("moecheck_gate", gate_);
         load("moecheck_plan", plan_);
+        load("moecheck_starts", starts_);
         load("moecheck_place", place_);
         load("moecheck_blocks", blocks_);
         load("moecheck_scatter_rows", scatter_rows_);
@@ -34,10 +35,12 @@ public:
     void gate(const Tensor& logits, const OptionalTensor& logit_bias, const OptionalTensor& choice_bias,
               const OptionalTensor& expert_scale, const Tensor& weights, const Tensor& ids, py::dict options) const;
     void plan(const Tensor& ids, const OptionalTensor& expert_map, int64_t num_experts, bool by_global,
-              int64_t tile_pairs, int64_t multiple, const Tensor& counts, const Tensor& totals, const Tensor& starts,
-              const OptionalTensor& sizes1, const OptionalTensor& sizes2, int64_t intermediate, int64_t hidden) const;
+              int64_t tile_pairs, const Tensor& counts, const Tensor& totals) const;
+    void starts(const Tensor& totals, int64_t multiple, const Tensor& starts, const OptionalTensor& sizes1,
+                const OptionalTensor& sizes2, int64_t intermediate, int64_t hidden) const;
     void place(const Tensor& ids, const OptionalTensor& expert_map, int64_t num_experts, bool by_global,
-               int64_t tile_pairs, const Tensor& counts, const Tensor& starts, const OptionalTensor& position_of_pair,
+               int64_t tile_pairs, int64_t multiple, const Tensor& counts, const Tensor& totals,
+               const OptionalTensor& starts, const OptionalTensor& position_of_pair,
                const OptionalTensor& pair_at) const;
     void blocks(const Tensor& ids, const OptionalTensor& expert_map, int64_t num_experts, const Tensor& starts,
                 int64_t block_size, const Tensor& pair_at, const Tensor& expert_of_block,
@@ -56,6 +59,7 @@ private:
     void* library_;
     decltype(&moecheck_gate) gate_;
     decltype(&moecheck_plan) plan_;
+    decltype(&moecheck_starts) starts_;
     decltype(&moecheck_place) place_;
     decltype(&moecheck_blocks) blocks_;
     decltype(&moecheck_scatter_rows) scatter_rows_;
@@ -154,31 +158,43 @@ void Kernels::gate(const Tensor& logits, const OptionalTensor& logit_bias, const
 }
 
 void Kernels::plan(const Tensor& ids, const OptionalTensor& expert_map, int64_t num_experts, bool by_global,
-                   int64_t tile_pairs, int64_t multiple, const Tensor& counts, const Tensor& totals,
-                   const Tensor& starts, const OptionalTensor& sizes1, const OptionalTensor& sizes2,
-                   int64_t intermediate, int64_t hidden) const {
+                   int64_t tile_pairs, const Tensor& counts, const Tensor& totals) const {
     TORCH_CHECK(counts.dim() == 2 && counts.size(0) * tile_pairs >= ids.numel(), "counts must have a row for each tile");
-    TORCH_CHECK(totals.numel() == counts.size(1) && starts.numel() == counts.size(1) + 1, "totals or starts is too short");
-    TORCH_CHECK(sizes1.has_value() == sizes2.has_value(), "sizes1 and sizes2 belong together");
-    TORCH_CHECK(!sizes1.has_value() || (sizes1->numel() == 3 * totals.numel() && sizes2->numel() == 3 * totals.numel()),
-                "sizes must have three entries for each expert");
+    TORCH_CHECK(totals.numel() == counts.size(1), "totals must have an entry for each bucket");
     const MoecheckPairs pairs = pairs_of(ids, expert_map, num_experts, counts.size(1), by_global);
     const c10::cuda::CUDAGuard guard(ids.device());
-    check(plan_(&pairs, tile_pairs, counts.size(0), static_cast<int32_t>(multiple), array<int32_t>(counts, ids, "counts"),
-                array<int32_t>(totals, ids, "totals"), array<int32_t>(starts, ids, "starts"),
-                array<int32_t>(sizes1, ids, "sizes1"), array<int32_t>(sizes2, ids, "sizes2"),
-                static_cast<int32_t>(intermediate), static_cast<int32_t>(hidden), stream()),
+    check(plan_(&pairs, tile_pairs, counts.size(0), array<int32_t>(counts, ids, "counts"),
+                array<int32_t>(totals, ids, "totals"), stream()),
           "moecheck_plan");
 }
 
+void Kernels::starts(const Tensor& totals, int64_t multiple, const Tensor& starts, const OptionalTensor& sizes1,
+                     const OptionalTensor& sizes2, int64_t intermediate, int64_t hidden) const {
+    const int64_t buckets = totals.numel();
+    TORCH_CHECK(starts.numel() == buckets + 1, "starts must have an entry more than totals");
+    TORCH_CHECK(sizes1.has_value() == sizes2.has_value(), "sizes1 and sizes2 belong together");
+    TORCH_CHECK(!sizes1.has_value() || (sizes1->numel() == 3 * buckets && sizes2->numel() == 3 * buckets),
+                "sizes must have three entries for each bucket");
+    const c10::cuda::CUDAGuard guard(totals.device());
+    check(starts_(array<int32_t>(totals, totals, "totals"), static_cast<int32_t>(buckets),
+                  static_cast<int32_t>(multiple), array<int32_t>(starts, totals, "starts"),
+                  array<int32_t>(sizes1, totals, "sizes1"), array<int32_t>(sizes2, totals, "sizes2"),
+                  static_cast<int32_t>(intermediate), static_cast<int32_t>(hidden), stream()),
+          "moecheck_starts");
+}
+
 void Kernels::place(const Tensor& ids, const OptionalTensor& expert_map, int64_t num_experts, bool by_global,
-                    int64_t tile_pairs, const Tensor& counts, const Tensor& starts,
-                    const OptionalTensor& position_of_pair, const OptionalTensor& pair_at) const {
+                    int64_t tile_pairs, int64_t multiple, const Tensor& counts, const Tensor& totals,
+                    const OptionalTensor& starts, const OptionalTensor& position_of_pair,
+                    const OptionalTensor& pair_at) const {
     TORCH_CHECK(counts.dim() == 2 && counts.size(0) * tile_pairs >= ids.numel(), "counts must have a row for each tile");
+    TORCH_CHECK(totals.numel() == counts.size(1), "totals must have an entry for each bucket");
+    TORCH_CHECK(!starts.has_value() || starts->numel() == counts.size(1) + 1, "starts must have an entry more");
     TORCH_CHECK(!position_of_pair.has_value() || position_of_pair->numel() == ids.numel(), "one position for each pair");
     const MoecheckPairs pairs = pairs_of(ids, expert_map, num_experts, counts.size(1), by_global);
     const c10::cuda::CUDAGuard guard(ids.device());
-    check(place_(&pairs, tile_pairs, counts.size(0), array<int32_t>(counts, ids, "counts"),
+    check(place_(&pairs, tile_pairs, counts.size(0), static_cast<int32_t>(multiple),
+                 array<int32_t>(counts, ids, "counts"), array<int32_t>(totals, ids, "totals"),
                  array<int32_t>(starts, ids, "starts"), array<int32_t>(position_of_pair, ids, "position_of_pair"),
                  array<int32_t>(pair_at, ids, "pair_at"), stream()),
           "moecheck_place");
@@ -242,6 +258,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         .def(py::init<const std::string&>())
         .def("gate", &Kernels::gate)
         .def("plan", &Kernels::plan)
+        .def("starts", &Kernels::starts)
         .def("place", &Kernels::place)
         .def("blocks", &Kernels::blocks)
         .def("scatter_rows", &Kernels::scatter_rows)

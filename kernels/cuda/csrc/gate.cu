@@ -2,8 +2,6 @@
 //
 // Lane i holds the consecutive experts i * PER_LANE ... in registers, so the lowest lane that holds a maximum holds the
 // lowest id: equal scores go to the lowest id.
-#include <string.h>
-
 #include "common.cuh"
 #include "gate_math.cuh"
 
@@ -37,7 +35,8 @@ __device__ void load_row(const T* row, int num_experts, int first, bool aligned,
 #pragma unroll
             for (int j = 0; j < PER_LANE; j += WIDE) {
                 if (first + j + WIDE <= num_experts) {
-                    const auto values = *reinterpret_cast<const Vector<T, WIDE>*>(row + first + j);
+                    Vector<T, WIDE> values;
+                    load_vector(row + first + j, &values);
 #pragma unroll
                     for (int i = 0; i < WIDE; ++i) x[j + i] = to_float(values.at[i]);
                 } else {
@@ -80,15 +79,19 @@ __device__ float score_of(const MoecheckGate& p, float x, const Row& row) {
     return own_score(x, p.scoring);
 }
 
+// How groups are shared out: experts of a group, and log2 of the lanes that share one.
+struct Groups {
+    int32_t width, shift;
+};
+
 // Bit g is set where group g is among the best topk_groups, of equal ones those of lower number.
 // choice: the warp's choice scores in shared memory, padded by 4 after each 32 against bank conflicts.
-__device__ uint32_t best_groups(const MoecheckGate& p, const float* choice, int lane) {
-    int lanes = 1;  // that share a group
-    while (lanes * 2 * p.num_groups <= WARP) lanes *= 2;
-    const int width = p.num_experts / p.num_groups, group = lane / lanes;
+__device__ uint32_t best_groups(const MoecheckGate& p, Groups groups, const float* choice, int lane) {
+    const int lanes = 1 << groups.shift, width = groups.width, group = lane >> groups.shift;
+    const bool is_first = (lane & (lanes - 1)) == 0;
     float best = -INF, second = -INF;
     if (group < p.num_groups) {
-        for (int i = lane % lanes; i < width; i += lanes) {
+        for (int i = lane & (lanes - 1); i < width; i += lanes) {
             const int expert = group * width + i;
             const float value = choice[expert + expert / WARP * 4];
             second = fmaxf(second, fminf(best, value));
@@ -102,18 +105,19 @@ __device__ uint32_t best_groups(const MoecheckGate& p, const float* choice, int 
         best = fmaxf(best, other);
     }
     const float score = p.top2_sum ? best + second : best;
-    uint32_t key = lane % lanes == 0 && group < p.num_groups ? ordered_key(score) : 0u, kept = 0;
+    uint32_t key = is_first && group < p.num_groups ? ordered_key(score) : 0u, kept = 0;
     for (int i = 0; i < p.topk_groups; ++i) {
         const uint32_t top = warp_max(key);
         const int winner = __ffs(__ballot_sync(ALL_LANES, key == top)) - 1;
-        kept |= 1u << (winner / lanes);
+        kept |= 1u << (winner >> groups.shift);
         if (lane == winner) key = 0;
     }
     return kept;
 }
 
 template <int PER_LANE>
-__device__ void mask_groups(const MoecheckGate& p, float* shared, int lane, float (&choice)[PER_LANE]) {
+__device__ void mask_groups(
+    const MoecheckGate& p, Groups groups, float* shared, int lane, float (&choice)[PER_LANE]) {
     const int first = lane * PER_LANE;
 #pragma unroll
     for (int j = 0; j < PER_LANE; ++j) {
@@ -121,12 +125,13 @@ __device__ void mask_groups(const MoecheckGate& p, float* shared, int lane, floa
         if (expert < p.num_experts) shared[expert + expert / WARP * 4] = choice[j];
     }
     __syncwarp();
-    const uint32_t kept = best_groups(p, shared, lane);
-    const int width = p.num_experts / p.num_groups;
+    const uint32_t kept = best_groups(p, groups, shared, lane);
+    const float masked = p.mask_zero ? 0.0f : -INF;
+    int group = first / groups.width, end = (group + 1) * groups.width;
 #pragma unroll
     for (int j = 0; j < PER_LANE; ++j) {
-        const int expert = first + j;
-        if (expert < p.num_experts && !(kept >> (expert / width) & 1u)) choice[j] = p.mask_zero ? 0.0f : -INF;
+        if (first + j == end) ++group, end += groups.width;
+        if (first + j < p.num_experts && !(kept >> group & 1u)) choice[j] = masked;
     }
 }
 
@@ -167,7 +172,7 @@ __device__ float norm_of(const MoecheckGate& p, float weight) {
 }
 
 template <int PER_LANE>
-__global__ void __launch_bounds__(WARPS* WARP) gate_kernel(const __grid_constant__ MoecheckGate p) {
+__global__ void __launch_bounds__(WARPS* WARP) gate_kernel(const __grid_constant__ MoecheckGate p, Groups groups) {
     __shared__ float shared[WARPS][PER_LANE * (WARP + 4)];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, first = lane * PER_LANE;
     const int64_t token = static_cast<int64_t>(blockIdx.x) * WARPS + warp;
@@ -211,7 +216,7 @@ __global__ void __launch_bounds__(WARPS* WARP) gate_kernel(const __grid_constant
             if (p.choice_bias != nullptr) x[j] += p.choice_bias[first + j];
         }
     }
-    if (p.num_groups > 1) mask_groups(p, shared[warp], lane, x);
+    if (p.num_groups > 1) mask_groups(p, groups, shared[warp], lane, x);
     const int id = select(p, lane, x);
 
     // The logits of the chosen are read again: they are in the cache, and a register cannot be indexed at run time.
@@ -245,7 +250,9 @@ __global__ void __launch_bounds__(WARPS* WARP) gate_kernel(const __grid_constant
 template <int PER_LANE>
 void launch(const MoecheckGate& call, cudaStream_t stream) {
     const auto blocks = static_cast<unsigned>(divided_up(call.num_tokens, WARPS));
-    gate_kernel<PER_LANE><<<blocks, WARPS * WARP, 0, stream>>>(call);
+    Groups groups = {call.num_experts / call.num_groups, 0};
+    while (call.num_groups << (groups.shift + 1) <= WARP) ++groups.shift;
+    gate_kernel<PER_LANE><<<blocks, WARPS * WARP, 0, stream>>>(call, groups);
 }
 
 }  // namespace
@@ -253,7 +260,7 @@ void launch(const MoecheckGate& call, cudaStream_t stream) {
 cudaError_t moecheck_gate(const MoecheckGate* call, cudaStream_t stream) {
     const int per_lane = static_cast<int>(divided_up(call->num_experts, WARP));
     if (call->num_experts < 1 || per_lane > 32 || call->top_k > WARP || call->top_k > call->num_experts ||
-        call->num_groups > WARP || divided_up(call->num_tokens, WARPS) > LARGEST_GRID) {
+        call->num_groups < 1 || call->num_groups > WARP || divided_up(call->num_tokens, WARPS) > LARGEST_GRID) {
         return cudaErrorInvalidValue;
     }
     if (call->num_tokens == 0) return cudaSuccess;

@@ -52,28 +52,33 @@ extern "C" {
 
 cudaError_t moecheck_gate(const struct MoecheckGate* call, cudaStream_t stream);
 
-// counts: [num_tiles, num_buckets], zero on entry; on return the number of pairs of that bucket in earlier tiles, each
-// of tile_pairs pairs. totals: [num_buckets]. starts: [num_buckets + 1], the exclusive prefix sum of the totals, each
-// rounded up to whole multiples of `multiple`. sizes1, sizes2: [num_buckets, 3] of (total, 2 * intermediate, hidden)
-// and (total, hidden, intermediate), or NULL.
+// Pairs counted, tile_pairs of them a tile. counts: [num_tiles, num_buckets], the pairs of a bucket in earlier tiles.
+// totals: [num_buckets], in all tiles. At most 12,288 buckets.
 cudaError_t moecheck_plan(
-    const struct MoecheckPairs* pairs, int64_t tile_pairs, int64_t num_tiles, int32_t multiple, int32_t* counts,
-    int32_t* totals, int32_t* starts, int32_t* sizes1, int32_t* sizes2, int32_t intermediate, int32_t hidden,
+    const struct MoecheckPairs* pairs, int64_t tile_pairs, int64_t num_tiles, int32_t* counts, int32_t* totals,
     cudaStream_t stream);
 
-// Positions of the pairs after a plan, which it uses up: position_of_pair [num_pairs], -1 for a pair without a bucket,
-// and pair_at [positions]; either may be NULL.
-cudaError_t moecheck_place(
-    const struct MoecheckPairs* pairs, int64_t tile_pairs, int64_t num_tiles, int32_t* counts, const int32_t* starts,
-    int32_t* position_of_pair, int32_t* pair_at, cudaStream_t stream);
+// Right behind moecheck_plan. starts: [num_buckets + 1], the exclusive prefix sum of the totals, each rounded up to
+// whole multiples of `multiple`. sizes1, sizes2: [num_buckets, 3] of (total, 2 * intermediate, hidden) and (total,
+// hidden, intermediate), or NULL.
+cudaError_t moecheck_starts(
+    const int32_t* totals, int32_t num_buckets, int32_t multiple, int32_t* starts, int32_t* sizes1, int32_t* sizes2,
+    int32_t intermediate, int32_t hidden, cudaStream_t stream);
 
-// Padding of block-aligned metadata: pair_at [length] = num_pairs everywhere, expert_of_block [ceil(length /
+// Right behind one of the others here. Positions of the pairs: position_of_pair [num_pairs], -1 for a pair without a
+// bucket, and pair_at [positions]. starts: as of moecheck_starts. Each of the three may be NULL.
+cudaError_t moecheck_place(
+    const struct MoecheckPairs* pairs, int64_t tile_pairs, int64_t num_tiles, int32_t multiple, const int32_t* counts,
+    const int32_t* totals, int32_t* starts, int32_t* position_of_pair, int32_t* pair_at, cudaStream_t stream);
+
+// Right behind moecheck_starts. Padding of block-aligned metadata: pair_at [length] = num_pairs everywhere, expert_of_block [ceil(length /
 // block_size)] the local expert of each block, -1 beyond the last, and num_post_padded [1].
 cudaError_t moecheck_blocks(
     const struct MoecheckPairs* pairs, const int32_t* starts, int64_t length, int32_t block_size, int32_t* pair_at,
     int32_t* expert_of_block, int32_t* num_post_padded, cudaStream_t stream);
 
-// Each token's row to the positions of its top_k pairs; negative positions are left out. Rows are bytes, so any dtype.
+// Right behind moecheck_place or itself. Each token's row to the positions of its top_k pairs; negative positions are
+// left out. Rows are bytes, so any dtype.
 cudaError_t moecheck_scatter_rows(
     const void* x, int64_t stride_bytes, int64_t num_tokens, int64_t row_bytes, const int32_t* position_of_pair,
     int32_t top_k, void* out, cudaStream_t stream);
