@@ -28,10 +28,9 @@ class Packed:
 class Cache:
     """Keys and values of a batch, [layers, rows, key-value heads, positions, head size], rotated already."""
 
-    def __init__(self, config: TinyConfig, *, rows: int, positions: int, device: torch.device) -> None:
+    def __init__(self, config: TinyConfig, *, rows: int, positions: int, like: torch.Tensor) -> None:
         shape = (config.num_layers, rows, config.num_key_value_heads, positions, config.head_size)
-        self.keys = torch.zeros(shape, device=device)
-        self.values = torch.zeros(shape, device=device)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drop all rows of the batch but these."""

@@ -37,7 +37,7 @@ class Network:
         row = torch.repeat_interleave(torch.arange(len(sequences), device=device), lengths)
         position = torch.cat([torch.arange(len(sequence), device=device) for sequence in sequences])
         tokens = torch.tensor([token for sequence in sequences for token in sequence], device=device)
-        cache = Cache(self.config, rows=len(sequences), positions=longest + room, device=device)
+        cache = Cache(self.config, rows=len(sequences), positions=longest + room, like=self.weights.embedding)
         at = Packed(row=row, position=position, rows=len(sequences), longest=longest, first=True)
         return self._forward(tokens, at, cache, watch), cache
 

@@ -17,7 +17,7 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionWeights:
-    """qkv: [(heads + 2 key-value heads) * head size, H], queries first. o: [H, heads * head size]. Norms: [head size]."""
+    """qkv: [(heads + 2 key-value heads) * D, H], queries first. o: [H, heads * D]. Norms: [D]. D: head size."""
 
     qkv: torch.Tensor
     o: torch.Tensor
