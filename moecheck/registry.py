@@ -61,7 +61,10 @@ def builtin_modules() -> list[str]:
 
 
 def discover_builtin(*, memory: int, jobs: int) -> Discovery:
-    """Every kernel of moecheck.kernels, each module imported in a worker process."""
+    """Every kernel of moecheck.kernels, each module imported in a worker process.
+
+    Raises UsageError where a module finds a file of the user's wrong.
+    """
     modules = builtin_modules()
     preload_third_party()
     start_context()  # once, before threads ask for it
@@ -73,6 +76,8 @@ def discover_builtin(*, memory: int, jobs: int) -> Discovery:
     for module in modules:
         result = loaded[module]
         short = module.removeprefix(f"{KERNELS}.")
+        if result.usage is not None:
+            raise UsageError(result.usage)
         if result.skip is not None:
             names = [declaration.name for declaration in result.declarations] or [short]
             discovery.skipped |= dict.fromkeys(names, result.skip)

@@ -141,6 +141,8 @@ def inspect_module(place: str) -> Loaded:
         devices = {declaration.name: device_of(declaration.backend) for declaration in found}
     except Unsupported as error:
         return Loaded(skip=str(error))
+    except UsageError as error:  # a file of the user's that the module reads
+        return Loaded(usage=str(error))
     except ModuleNotFoundError as error:
         return _import_failed(error, place, user=False)
     except Exception as error:
