@@ -17,7 +17,6 @@ from .quantized_inputs import CODE_DTYPES, SPANS
 from .window_weights import WindowStack, used_again
 
 REACH = 4.0  # the largest code is so many standard deviations of the codes; quantiles go to 3.7
-ROWS = 16  # made at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +35,15 @@ class DequantisedStack:
         scales = self.scales.float64(expert)
         rows, columns = self.codes.rows, self.codes.columns
         height, width = _block(self.quantization, rows, columns)
-        matrix, starts = used_again((rows, columns)), self.codes.starts(expert)
-        for start in range(0, rows, ROWS):  # while they are in the cache
-            part = matrix[start : start + ROWS]
-            self.codes.fill(part, starts[start : start + ROWS])
-            first, last = start // height, (start + len(part) - 1) // height
+        matrix = used_again((rows, columns))
+        for part, numbers in self.codes.parts(expert):
+            matrix[part] = numbers
+            first, last = part.start // height, (part.stop - 1) // height
             if first == last:
-                part *= np.repeat(scales[first], width)[:columns]
+                matrix[part] *= np.repeat(scales[first], width)[:columns]
             else:
-                part *= np.repeat(scales[np.arange(start, start + len(part)) // height], width, axis=1)[:, :columns]
+                of_rows = scales[np.arange(part.start, part.stop) // height]
+                matrix[part] *= np.repeat(of_rows, width, axis=1)[:, :columns]
         return matrix
 
 
