@@ -110,7 +110,7 @@ def _moe_layer(call: Call, variant: Variant, stores: Numerics) -> Float32:
     weights = single(slots.weights)
     exact = np.isin(weights, (0.0, 1.0))  # a weight that is 1 by construction is not computed
     weights = np.where(exact, weights, weights + np.spacing(weights) * (noise - ROUTING_ULPS)).astype(np.float32)
-    ids = module._weight_rows(slots.ids, case.num_experts, spec.routing)
+    ids = module._weight_rows(slots.ids, case.num_experts, spec.routing).astype(np.int64)
     x = rows = single(call.inputs["hidden_states"])
     if spec.latent_experts:
         rows = stored(linear(x, call.inputs["latent_down"], None, variant, stores), stores.gate_up)
