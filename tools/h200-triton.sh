@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On a host with a GPU: tune the Triton experts (`tune`), time them (`bench`) and check them (`check`), in the order given.
+# On a host with a GPU: tune the Triton experts (`tune`), time them (`bench`), check them (`check`) and check a layer in full size (`full`).
 # Usage: OUT=folder tools/h200-triton.sh tune bench check
 set -uo pipefail
 python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
@@ -20,10 +20,19 @@ for part in "$@"; do
     check)
       names=$(grep -ho 'name="triton/[a-z0-9_]*"' kernels/triton/*.py | cut -d'"' -f2 | sort -u)
       timeout "${CHECK_SECONDS:-200}" python3 -m moecheck kernels $(printf -- '--kernel %s ' $names) --profile "${PROFILE:-default}" \
-        --timeout 60 --jobs 8 --out /tmp/triton >"$OUT/triton-check.txt" 2>&1
+        --timeout 60 --jobs 12 --out /tmp/triton >"$OUT/triton-check.txt" 2>&1
       echo "check: exit $?"
       cp /tmp/triton/latest/{summary.json,findings.jsonl} "$OUT/" 2>/dev/null
       tail -60 "$OUT/triton-check.txt"
+      ;;
+    full)
+      for model in ${MODELS:-mixtral-8x7b qwen3-30b-a3b}; do
+        start=$(date +%s)
+        timeout "${FULL_SECONDS:-60}" python3 -m moecheck kernels --kernel moecheck.kernels.triton.experts:fused_gate_up \
+          --model "$model" --tokens 16,256,4096 --dtype bf16 --timeout 60 --out /tmp/full >"$OUT/triton-full-$model.txt" 2>&1
+        echo "full $model: exit $?, $(($(date +%s) - start)) s"
+        tail -12 "$OUT/triton-full-$model.txt"
+      done
       ;;
   esac
 done

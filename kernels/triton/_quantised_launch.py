@@ -30,11 +30,13 @@ def quantised_experts(
     first: Matrices,
     second: Matrices,
     group: int,
+    native: bool = False,
 ) -> torch.Tensor:
     """The weighted sum of each token's experts: [T, H] in the dtype of hidden_states, which every launch stores.
 
     first, second: codes [L, N, K], scales, bias [L, N] or None, and the given scale of the GEMM's input or None. group:
-    rows and columns that share a scale, 0 for a scale of each row, or of all where scales have one row.
+    rows and columns that share a scale, 0 for a scale of each row, or of all where scales have one row. native: fp8
+    tensor cores instead of those of fp16.
     """
     check_spec(spec)
     experts, on_input = len(first[0]), spec.weight_on_input
@@ -47,9 +49,9 @@ def quantised_experts(
     )
     weights, dtype = topk_weights.contiguous(), hidden_states.dtype
     codes = quantise_rows(hidden_states, group, first[0].dtype, first[3], weights if on_input else None)
-    gate_up = _gemm(codes, first, None, metadata, topk_ids, block_m, group, topk_ids.shape[1], dtype)
+    gate_up = _gemm(codes, first, None, metadata, topk_ids, block_m, group, topk_ids.shape[1], dtype, native)
     codes = quantise_rows(act_and_mul(x=gate_up, spec=spec), group, second[0].dtype, second[3])
-    weighted = _gemm(codes, second, None if on_input else weights, metadata, topk_ids, block_m, group, 1, dtype)
+    weighted = _gemm(codes, second, None if on_input else weights, metadata, topk_ids, block_m, group, 1, dtype, native)
     return sum_slots(weighted, topk_ids, expert_map, dtype=dtype)
 
 
@@ -88,6 +90,7 @@ def _gemm(
     group: int,
     pairs_per_row: int,
     dtype: torch.dtype,
+    native: bool,
 ) -> torch.Tensor:
     """W x + bias of every pair, weighted if given: [T * top_k, n] in `dtype`; rows without an expert are unset."""
     (codes, x_scale), (w, w_scale, bias, _) = x, matrices
@@ -108,7 +111,7 @@ def _gemm(
             codes.stride(0), x_scale.stride(0), w.stride(0), w.stride(1),
             w_scale.stride(0), w_scale.stride(1) if w_scale.shape[1] > 1 else 0, outputs, y.stride(0),
             PAIRS_PER_ROW=pairs_per_row, HAS_BIAS=bias is not None, WEIGHTED=weights is not None,
-            INTEGER=w.dtype == torch.int8, SCALE_ROWS=group or 1, GROUP=group, NATIVE=False,
+            INTEGER=w.dtype == torch.int8, SCALE_ROWS=group or 1, GROUP=group, NATIVE=native,
             **constants(tiles, block_m, columns=outputs, terms=inputs),
         )  # fmt: skip
     return y

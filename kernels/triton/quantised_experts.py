@@ -126,6 +126,42 @@ def fp8_block(
 @moecheck.kernel(
     "fused_experts",
     backend="triton",
+    name="triton/fp8_block_native",
+    numerics=moecheck.Numerics(
+        gate_up=INPUT,
+        act_times_up=INPUT,
+        weighted=INPUT,
+        a1_quant=moecheck.Quantizer(group=BLOCK),
+        a2_quant=moecheck.Quantizer(group=BLOCK),
+        accumulate="hopper-fp8-promoted-128",
+    ),
+    deterministic=True,
+    quantizations=(SCHEMES["fp8-block"],),
+)
+def fp8_block_native(
+    *,
+    hidden_states: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    w13_scale: torch.Tensor,
+    w2_scale: torch.Tensor,
+    w13_bias: torch.Tensor | None = None,
+    w2_bias: torch.Tensor | None = None,
+    expert_map: torch.Tensor | None = None,
+    spec: moecheck.ExpertSpec,
+) -> torch.Tensor:
+    """As fp8_block by fp8 tensor cores, whose sums of 14 bits are added up in fp32 every 128 terms."""
+    return quantised_experts(
+        hidden_states, topk_weights, topk_ids, expert_map, spec,
+        first=(w13, w13_scale, w13_bias, None), second=(w2, w2_scale, w2_bias, None), group=BLOCK, native=True,
+    )  # fmt: skip
+
+
+@moecheck.kernel(
+    "fused_experts",
+    backend="triton",
     name="triton/int8_channel",
     numerics=moecheck.Numerics(
         gate_up=INPUT,

@@ -24,6 +24,7 @@ KERNELS = (
     quantised_experts.fp8_tensor,
     quantised_experts.fp8_channel,
     quantised_experts.fp8_block,
+    quantised_experts.fp8_block_native,
     quantised_experts.int8_channel,
 )
 ORACLE = Oracle()
