@@ -36,6 +36,9 @@ from moecheck.runner.plan import Plan, lacking
 from moecheck.runner.pool import default_memory
 from moecheck.runner.relate import COMPILED
 from moecheck.runner.run import KernelRun, Settings, run_all
+from moecheck.runner.sanitizer import TOOLS, find_sanitizer, on_device, run_sanitizer
+
+SLOWER = 15.0  # a call under compute-sanitizer, with the start of its process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,7 @@ class Options:
     examples: int | None
     require: tuple[str, ...] = ()
     tokens: str | None = None
+    sanitizer: str | None = None
 
 
 @click.command()
@@ -73,6 +77,11 @@ class Options:
 @click.option("--model", metavar="NAME", help="Only the layer of this model (moecheck list models).")
 @click.option(
     "--tokens", metavar="T,...", help="With --model: only its layer in full size, with so many tokens (16,4096)."
+)
+@click.option(
+    "--sanitizer",
+    metavar="TOOL",
+    help=f"Only one small case of each kernel under compute-sanitizer: {', '.join(TOOLS)}.",
 )
 @click.option("--dtype", metavar="D", help="Only fp32, fp16 or bf16.")
 @click.option("--profile", default="default", show_default=True, metavar="P", help="quick, default or nightly.")
@@ -98,6 +107,7 @@ def kernels(
         _check_names(options)
         folder = None
     require = parse_require(options.require)
+    program = None if options.sanitizer is None else find_sanitizer()
     importing = jobs or min(cores(), 8)
     jobs = jobs or (importing if options.tokens is None else 1)  # full-size weights are many gigabytes
     settings = Settings(
@@ -121,6 +131,8 @@ def kernels(
             options,
         )
     plans = _plans(discovery, options)
+    if options.sanitizer is not None:
+        plans = on_device(plans)
     if folder is None:
         folder = ReportFolder.create(out)
         folder.write_environment({**asdict(options), "timeout": timeout, "jobs": jobs})
@@ -136,7 +148,11 @@ def kernels(
         if (declaration.name, "import") not in done:
             folder.append(_import_findings(declaration.name, discovery.broken[declaration.name]))
     with progress.running(plans, done):
-        runs = run_all(plans, settings, sink, done=done)
+        runs = [] if options.sanitizer else run_all(plans, settings, sink, done=done)
+        if program is not None and options.sanitizer is not None:
+            run_sanitizer(
+                plans, options.sanitizer, program=program, timeout=timeout * SLOWER, jobs=min(jobs, 2), sink=sink
+            )
     summary = summarise(
         folder.findings(),
         [*(plan.declaration for plan in plans), *broken],
@@ -182,6 +198,7 @@ def _check_names(options: Options) -> None:
         ("backend", options.backend, BACKENDS),
         ("dtype", options.dtype, FORMATS),
         ("profile", options.profile, PROFILES),
+        ("sanitizer", options.sanitizer, TOOLS),
     ):
         if value is not None:
             check_known(kind, value, known)
@@ -209,8 +226,8 @@ def _read_options(folder: Path) -> Options:
     path = folder / "environment.json"
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))["options"]
-        # Folders of earlier releases have no `require` and no `tokens`.
-        saved = {"require": (), "tokens": None, **saved}
+        # Folders of earlier releases have no `require`, `tokens` and `sanitizer`.
+        saved = {"require": (), "tokens": None, "sanitizer": None, **saved}
         values = {name: saved[name] for name in Options.__dataclass_fields__}
         return Options(**{**values, "kernel": tuple(values["kernel"]), "require": tuple(values["require"] or ())})
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -328,7 +345,7 @@ class _Reproducer:
 
 def _command(options: Options) -> str:
     parts = ["moecheck", "kernels", "--tol", f"{options.tol:g}"]
-    for name in ("max_mismatch", "op", "backend", "model", "tokens", "dtype", "examples"):
+    for name in ("max_mismatch", "op", "backend", "model", "tokens", "sanitizer", "dtype", "examples"):
         value = getattr(options, name)
         if value is not None:
             parts += [f"--{name.replace('_', '-')}", str(value)]
