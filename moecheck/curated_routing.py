@@ -73,6 +73,11 @@ ROUTER_ONLY: list[Row] = [
         {"num_experts": 512, "dtype": "fp32", "spec": routing(top_k=22, scoring="sigmoid", renormalize=True)},
     ),
     (
+        "thousand-experts",
+        "1000 experts, 32 per token: past every published model, and no power of two",
+        {"num_experts": 1000, "dtype": "fp32", "spec": routing(top_k=32, scoring="sigmoid", renormalize=True)},
+    ),
+    (
         "softmax-bias",
         "ERNIE and LongCat choose by softmax scores plus a bias",
         {

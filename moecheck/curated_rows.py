@@ -69,6 +69,13 @@ _MANY: list[Row] = [
         },
     ),
 ]
+_WIDE: list[Row] = [
+    (
+        "wide-rows",
+        "rows of 8 KiB, which kernels may move by other means than short ones",
+        {"num_tokens": 24, "hidden_size": 2048, "dtype": "fp32"},
+    ),
+]
 _VALUES: list[Row] = [
     ("integer-exact", "any wrong index or missing tile is a bit mismatch", {"stratum": "integer"}),
     (
@@ -246,6 +253,7 @@ BY_OP: dict[str, list[Row]] = {
         *_LOADED,
         *_MAPPED,
         *_MANY,
+        *_WIDE,
         ("scales", "scales move with their rows", {"hidden_scale": True}),
         (
             "scales-map-padding",
@@ -253,9 +261,9 @@ BY_OP: dict[str, list[Row]] = {
             {"hidden_scale": True, "hidden_size": 392, "num_local_experts": 5, "load": "padding", "dtype": "fp32"},
         ),
     ],
-    "unpermute": [*_LOADED, *_MANY],
+    "unpermute": [*_LOADED, *_MANY, *_WIDE],
     "problem_sizes": [*_LOADED, *_MAPPED, *_MANY],
-    "shuffle_rows": [],
+    "shuffle_rows": [*_WIDE],
     "grouped_gemm": [
         *_LOADED[:2],
         *_LARGE,

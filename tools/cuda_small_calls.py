@@ -1,8 +1,9 @@
 """Calls each CUDA C++ kernel on small awkward inputs and compares with PyTorch's kernels on the CPU.
 
 For compute-sanitizer: everything else happens on the CPU. With --graphs each call is also captured on a side stream
-and replayed with other inputs in the same memory.
-Usage: [compute-sanitizer --tool TOOL] python tools/cuda_small_calls.py [--graphs]
+and replayed with other inputs in the same memory. --narrow leaves out rows that the copy engine moves: what that
+writes, initcheck takes for unwritten.
+Usage: [compute-sanitizer --tool TOOL] python tools/cuda_small_calls.py [--graphs] [--narrow]
 """
 
 # ruff: noqa: T201  # a command-line tool: printing is what it is for
@@ -31,11 +32,11 @@ GROUPED = moecheck.RoutingSpec(
 WIDE = moecheck.RoutingSpec(top_k=22, renormalize=True, renorm_norm=2.0)
 
 
-def calls(seed: int) -> Iterator[Call]:
+def calls(seed: int, *, widest: int) -> Iterator[Call]:
     """Op, kernel, PyTorch's kernel, inputs on the CPU; of equal shapes for every seed."""
     generator = torch.Generator().manual_seed(seed)
     for tokens, experts, top_k, width, dtype in ((67, 60, 3, 44, torch.bfloat16), (300, 7, 2, 13, torch.float16),
-                                                 (9, 1024, 8, 1024, torch.float32)):  # fmt: skip
+                                                 (9, 1024, 8, widest, torch.float32)):  # fmt: skip
         ids = torch.rand(tokens, experts, generator=generator).topk(top_k, dim=1)[1].to(torch.int32)
         ids[::4, -1] = -1
         map_ = torch.full((experts,), -1, dtype=torch.int32)
@@ -127,9 +128,13 @@ def main() -> int:
     """Compare, print, and return 1 where anything differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--graphs", action="store_true")
-    graphs = parser.parse_args().graphs
+    parser.add_argument("--narrow", action="store_true")
+    options = parser.parse_args()
+    graphs, widest = options.graphs, 256 if options.narrow else 1024
     wrong = 0
-    for (op, kernel, by_torch, inputs), (*_, others) in zip(calls(0), calls(1), strict=True):
+    for (op, kernel, by_torch, inputs), (*_, others) in zip(
+        calls(0, widest=widest), calls(1, widest=widest), strict=True
+    ):
         modes = {"call": (lambda k=kernel, i=inputs: k(**on_device(i)), inputs)}
         if graphs and not (op in ("permute", "problem_sizes") and "expert_map" in inputs):  # a map makes them wait
             modes["graph"] = (lambda k=kernel, i=inputs, o=others: replayed(k, i, o), others)

@@ -8,6 +8,7 @@ import moecheck
 
 from ._library import UNAVAILABLE as UNAVAILABLE
 from ._library import library
+from ._matrix import side_by_side
 
 LARGEST_EXPERTS, LARGEST_TOP_K, LARGEST_GROUPS = 1024, 32, 32
 SCORING = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2}  # MoecheckScoring of csrc/launchers.h
@@ -41,7 +42,7 @@ def topk_routing(
     check(spec, num_experts=experts, bias=correction_bias is not None, scale=per_expert_scale is not None)
     if router_logits.dtype not in DTYPES:
         raise moecheck.Unsupported(f"reads float32, float16 and bfloat16 logits, not {router_logits.dtype}")
-    logits = router_logits if experts == 1 or router_logits.stride(1) == 1 else router_logits.contiguous()
+    logits = side_by_side(router_logits)
     bias = None if correction_bias is None else correction_bias.contiguous()
     slots = spec.top_k + spec.num_fused_shared_experts
     weights = torch.empty(tokens, slots, dtype=torch.float32, device=logits.device)

@@ -9,6 +9,7 @@ from moecheck.numerics import INPUT
 
 from ._library import UNAVAILABLE as UNAVAILABLE
 from ._library import library
+from ._matrix import side_by_side
 from ._pairs import local_experts, planned
 
 
@@ -53,7 +54,7 @@ def moe_unpermute(
     permuted: [R, H] float32, float16 or bfloat16, rows at any distance. topk_weights: [T, top_k] float32.
     inv_permuted_idx: [T, top_k] int32; a negative index adds nothing. Returns [T, H]. Never waits for the device.
     """
-    rows = _side_by_side(permuted)
+    rows = side_by_side(permuted)
     out = torch.empty(len(inv_permuted_idx), rows.shape[1], dtype=rows.dtype, device=rows.device)
     library().sum_rows(rows, topk_weights.contiguous(), inv_permuted_idx.contiguous(), out)
     return out
@@ -65,7 +66,7 @@ def shuffle_rows(*, x: torch.Tensor, row_map: torch.Tensor) -> torch.Tensor:
 
     x: [R0, W] of any dtype, rows at any distance. row_map: [R] int32. Returns [R, W]. Never waits for the device.
     """
-    x = _side_by_side(x)
+    x = side_by_side(x)
     out = torch.empty(len(row_map), x.shape[1], dtype=x.dtype, device=x.device)
     library().gather_rows(x, row_map.contiguous(), out)
     return out
@@ -73,12 +74,7 @@ def shuffle_rows(*, x: torch.Tensor, row_map: torch.Tensor) -> torch.Tensor:
 
 def _scattered(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """x[t] at each of positions[t]. x: [T, W]. positions: [T, top_k] int32, negative ones left out."""
-    x = _side_by_side(x)
+    x = side_by_side(x)
     out = torch.empty(positions.numel(), x.shape[1], dtype=x.dtype, device=x.device)
     library().scatter_rows(x, positions, out)
     return out
-
-
-def _side_by_side(x: torch.Tensor) -> torch.Tensor:
-    """The matrix with the elements of a row side by side: itself wherever they are."""
-    return x if x.shape[1] <= 1 or x.stride(1) == 1 else x.contiguous()

@@ -12,6 +12,7 @@ import torch
 from moecheck import RoutingSpec, Unsupported, registry
 from moecheck.kernels.cuda import _library, _pairs, plan, routing, rows
 from moecheck.kernels.cuda._library import SOURCES, architecture, kernels_recipe, missing_device
+from moecheck.kernels.cuda._matrix import side_by_side
 from moecheck.runner.arrays import to_native, to_numpy
 from moecheck.runner.worker import inspect_module
 
@@ -71,6 +72,15 @@ def test_tiles_are_whole_warps_and_not_too_many(pairs: int) -> None:
     assert tile % 32 == 0
     assert tile >= _pairs.LEAST_TILE
     assert -(-pairs // tile) <= _pairs.MOST_TILES
+
+
+def test_a_matrix_is_copied_only_where_its_rows_are_torn() -> None:
+    x = torch.arange(12.0).reshape(3, 4)
+    assert side_by_side(x) is x
+    assert side_by_side(x[:, :3]).data_ptr() == x.data_ptr()
+    assert torch.equal(side_by_side(x.T), x.T)
+    for torn in (x.T, torch.from_numpy(np.zeros((0, 8), np.float32)), torch.empty_strided((0, 8), (1, 3))):
+        assert side_by_side(torn).stride(1) == 1  # the launchers refuse all others
 
 
 def test_experts_of_a_map_are_counted() -> None:

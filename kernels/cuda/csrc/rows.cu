@@ -10,7 +10,7 @@ namespace {
 constexpr int EACH = 4;   // accesses of a row that a thread has in flight
 constexpr int BATCH = 8;  // slots of a token that a thread looks at together
 constexpr int64_t BUSY_BLOCKS = 1024;
-constexpr int64_t LEAST_BULK_BYTES = 1024;  // of a row, below which the copy engine is not worth its start
+constexpr int64_t LEAST_BULK_BYTES = 4096;  // of a row, below which the copy engine is not worth its start
 constexpr int64_t LARGEST_BULK_BYTES = SHARED_BYTES - 128;
 
 // Block (token, part) reads a part of the token's row once and writes it to each of its slots' positions.
