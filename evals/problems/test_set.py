@@ -31,7 +31,7 @@ def few_shot() -> Path:
 def chosen_problems() -> list[Problem]:
     """SIZES[n] held-out problems of n operations each, in random order."""
     left, seen, chosen = dict(SIZES), set(), []
-    for problem in problems(SEED):
+    for problem in problems(SEED, operations=tuple(SIZES)):
         if left[problem.operations] and is_held_out(problem.content) and problem.content not in seen:
             left[problem.operations] -= 1
             seen.add(problem.content)

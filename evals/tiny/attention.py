@@ -75,8 +75,10 @@ def attention(
         # Rows are filled up behind their end, where the causal mask hides them from all that counts.
         padded = q.new_zeros(at.rows, at.longest, heads, size)
         padded[at.row, at.position] = q
+        if x.is_cuda:  # in fp32 its fused attention wants a key for every query head
+            keys, values = (part.repeat_interleave(heads // kv_heads, dim=1) for part in (keys, values))
         out = functional.scaled_dot_product_attention(
-            padded.transpose(1, 2), keys, values, is_causal=True, enable_gqa=True
+            padded.transpose(1, 2), keys, values, is_causal=True, enable_gqa=not x.is_cuda
         )
         mixed = out.transpose(1, 2)[at.row, at.position]
     else:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from moecheck.errors import Unsupported
 from moecheck.formats import FORMATS, store
 from moecheck.kernel import Declaration
 from moecheck.oracle import spec_part
-from moecheck.runner.arrays import TORCH_BACKENDS, device_of, to_native, to_numpy
+from moecheck.runner.arrays import JAX_BACKENDS, TORCH_BACKENDS, device_of, to_native, to_numpy
 from moecheck.runner.plan import lacking
 from moecheck.weight_layout import Sizes, to_layout
 
@@ -22,6 +23,7 @@ from .rounding import DTYPES
 from .routing import router_logits
 from .weights import MoEWeights
 
+LARGEST_EXACT = 256
 SEAMS = ("topk_routing", "fused_experts", "moe_layer")
 
 
@@ -59,21 +61,25 @@ class KernelCall:
 
     def __call__(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Outputs as float32 tensors (ids as integers) on the inputs' device."""
+        tokens = len(next(iter(inputs.values())))
+        rows = compiled_rows(tokens) if self.declaration.backend in JAX_BACKENDS else tokens
         taken = {
-            name: self._native(name, tensor) for name, tensor in inputs.items() if name in self.declaration.arguments
+            name: self._native(name, functional.pad(tensor, (0, 0, 0, rows - tokens)) if rows > tokens else tensor)
+            for name, tensor in inputs.items()
+            if name in self.declaration.arguments
         }
         arguments: dict[str, Any] = {**self.constants, **taken}
         if "spec" in self.declaration.arguments:
             arguments["spec"] = self.spec
         if "out" in self.declaration.arguments:
-            arguments["out"] = self._poisoned(inputs)
+            arguments["out"] = self._poisoned(rows)
         result = self.function(**arguments)
         if "out" in arguments and result is None:
             result = arguments["out"]
         self.calls += 1
         results = result if isinstance(result, tuple | list) else (result,)
         device = next(iter(inputs.values())).device
-        outputs = tuple(self._tensor(value, device) for value in results)
+        outputs = tuple(self._tensor(value, device)[:tokens] for value in results)
         if self.watermark != 1.0:
             outputs = (outputs[0] * self.watermark, *outputs[1:])
         return outputs
@@ -95,7 +101,7 @@ class KernelCall:
         elif name != "topk_weights":
             tensor = tensor.to(DTYPES[self._format(name)])
         if name == "hidden_states" and self.hidden_size > tensor.shape[1]:
-            tensor = torch.nn.functional.pad(tensor, (0, self.hidden_size - tensor.shape[1]))
+            tensor = functional.pad(tensor, (0, self.hidden_size - tensor.shape[1]))
         tensor = tensor.contiguous()
         backend = self.declaration.backend
         if backend not in TORCH_BACKENDS:
@@ -103,11 +109,10 @@ class KernelCall:
         # A copy where nothing was converted: a kernel that writes into its input must not change the model's.
         return tensor.to("cuda" if device_of(backend) == "cuda" else "cpu").clone()
 
-    def _poisoned(self, inputs: dict[str, torch.Tensor]) -> Any:
+    def _poisoned(self, rows: int) -> Any:
         if self.declaration.op == "topk_routing":
             raise Unsupported("topk_routing passes no `out`")
-        tokens = len(next(iter(inputs.values())))
-        array = np.full((tokens, self.hidden_size), np.nan).astype(FORMATS[self.precision].storage)
+        array = np.full((rows, self.hidden_size), np.nan).astype(FORMATS[self.precision].storage)
         return to_native(array, self.declaration.backend)
 
     def _tensor(self, value: Any, device: torch.device) -> torch.Tensor:
@@ -151,6 +156,18 @@ class KernelBlock:
             (routed, *_) = self.call(hidden_states=hidden, topk_weights=weights, topk_ids=ids)
             routed = routed[:, : hidden.shape[1]]
         return reference.finished(hidden, routed, weights, ids, choice)
+
+
+def compiled_rows(tokens: int) -> int:
+    """Rows that a kernel compiled per shape gets, the rest of them zeros that weigh nothing.
+
+    A batch's prompts have a total length of their own, and compiling takes seconds: beyond LARGEST_EXACT rows, four
+    sizes for each doubling. Decoding batches stay as they are.
+    """
+    if tokens <= LARGEST_EXACT:
+        return tokens
+    step = 1 << (tokens.bit_length() - 3)
+    return -(-tokens // step) * step
 
 
 def check_fits(declaration: Declaration, config: TinyConfig, precision: str) -> None:

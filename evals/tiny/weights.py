@@ -69,11 +69,12 @@ class TinyWeights:
 
 def read_weights(folder: Path, config: TinyConfig, device: str) -> TinyWeights:
     """The weights of a folder as float32; raises UsageError for missing, superfluous or misshapen tensors."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         tensors = load_file(folder / WEIGHTS, device=device)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(f"Cannot read {folder / WEIGHTS}: {error}.") from error
     shapes = dict(tensor_shapes(config))
     for name, shape in shapes.items():

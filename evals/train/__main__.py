@@ -11,12 +11,15 @@ import click
 import torch
 
 from moecheck.errors import UsageError
+from moecheck.evals.problems.test_set import chosen_problems
 from moecheck.evals.tiny.architectures import ARCHITECTURES
 
 from .card import write_card
 from .checkpoint import write_sums
+from .evaluate import accuracy, shipped_model
 from .loop import Settings, train
 from .recorded import record
+from .rows import Shape
 
 
 @click.command()
@@ -27,6 +30,7 @@ from .recorded import record
 @click.option("--seed", default=0, show_default=True)
 @click.option("--precision", type=click.Choice(["bf16", "tf32", "fp32"]), default="bf16", show_default=True)
 @click.option("--workers", type=int, help="Processes that generate problems; by default two fewer than cores.")
+@click.option("--batch-tokens", default=Shape().tokens, show_default=True, help="Tokens of a batch.")
 @click.option("--compile", "compiled", is_flag=True, help="With torch.compile: a minute to begin with, then faster.")
 @click.option("--device", help="By default the GPU, or the CPU without one, which takes days.")
 def main(
@@ -37,6 +41,7 @@ def main(
     seed: int,
     precision: str,
     workers: int | None,
+    batch_tokens: int,
     compiled: bool,
     device: str | None,
 ) -> None:
@@ -51,10 +56,13 @@ def main(
         seed=seed,
         precision=precision,  # type: ignore[arg-type]  # the choices are its values
         workers=max(0, (os.cpu_count() or 1) - 2) if workers is None else workers,
+        shape=Shape(tokens=batch_tokens),
         compiled=compiled,
     )
     try:
         result = train(config, settings, out, device=where, say=_say)
+        result.tested = accuracy(shipped_model(out, where), chosen_problems())
+        _say(f"test set, by operations: {result.tested}")
         machine = torch.cuda.get_device_name() if where.startswith("cuda") else platform.processor() or "CPU"
         write_card(out, name, config, settings, result, f"{machine}, torch {torch.__version__}")
         record(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from moecheck.evals.problems.test_set import SIZES
 from moecheck.evals.tiny.config import TinyConfig
 from moecheck.evals.tiny.weights import read_weights, tensor_shapes
 
@@ -17,7 +18,8 @@ def write_card(folder: Path, name: str, config: TinyConfig, settings: Settings, 
     """Write the card; numbers come from the result and from the weights that were written."""
     parameters = sum(_product(shape) for _, shape in tensor_shapes(config))
     routing, spec = config.spec.routing, config.spec
-    accuracy = "\n".join(f"| {operations} | {share:.3f} |" for operations, share in result.best.items())
+    accuracy = "\n".join(f"| {operations} | {share:.3f} |" for operations, share in result.tested.items())
+    tested = sum(share * SIZES[operations] for operations, share in result.tested.items()) / sum(SIZES.values())
     facts = {
         "steps": result.steps,
         "tokens": result.tokens,
@@ -25,6 +27,7 @@ def write_card(folder: Path, name: str, config: TinyConfig, settings: Settings, 
         "seed": settings.seed,
         "precision": settings.precision,
         "machine": machine,
+        "accuracy on the test set": round(tested, 4),
         "validation accuracy": {str(key): round(value, 4) for key, value in result.best.items()},
         "correction bias, standard deviations": bias_deviations(folder, config),
     }
@@ -51,7 +54,9 @@ Made by `python -m moecheck.evals.train {name}` from problems of `moecheck.evals
 into the held-out share were left out. Weights are bf16, correction biases fp32. `{Path("reference_outputs.json")}`
 holds greedy answers and log-probabilities of the reference path in fp32.
 
-| operations | held-out accuracy |
+Of the test set it solves {tested:.1%}:
+
+| operations | accuracy |
 |---|---|
 {accuracy}
 

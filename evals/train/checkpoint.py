@@ -51,6 +51,7 @@ def write(network: TrainedNetwork, folder: Path) -> None:
             "model_max_length": config.max_positions,
         },
     )
+    partial.chmod(0o644)  # safetensors writes for the owner only
     partial.replace(folder / WEIGHTS)
 
 

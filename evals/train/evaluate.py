@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import torch
 
 from moecheck.evals.problems import Problem, is_held_out, problems
 from moecheck.evals.problems.test_set import SEED, chosen_problems
 from moecheck.evals.tiny.block import ReferenceBlock
+from moecheck.evals.tiny.config import TinyConfig
 from moecheck.evals.tiny.decode import Pieces, greedy
+from moecheck.evals.tiny.models import load_model
 from moecheck.evals.tiny.network import Network
 from moecheck.evals.tiny.text import SEPARATOR, as_prompt, own_tokenizer
-from moecheck.evals.tiny.weights import MoEWeights, assembled
+from moecheck.evals.tiny.weights import MoEWeights, TinyWeights, assembled
 
 from .checkpoint import tensors
 from .network import TrainedNetwork
 
 MOST_TOKENS = 320
+BATCH = 256
 
 
 @cache
@@ -37,21 +42,31 @@ def validation_problems(each: int, operations: tuple[int, ...]) -> tuple[Problem
 
 def shipped(network: TrainedNetwork) -> Network:
     """The inference of the network's weights, rounded as in a checkpoint, on its device."""
-    config = network.config
-    weights = assembled({name: tensor.float() for name, tensor in tensors(network).items()}, config)
-    blocks = {
-        number: ReferenceBlock(layer.mlp, config, precision="fp32")
-        for number, layer in enumerate(weights.layers)
-        if isinstance(layer.mlp, MoEWeights)
-    }
-    return Network(weights, config, blocks)
+    weights = {name: tensor.float() for name, tensor in tensors(network).items()}
+    return _network(assembled(weights, network.config), network.config)
 
 
-def accuracy(network: TrainedNetwork, chosen: tuple[Problem, ...]) -> dict[int, float]:
-    """Share of right final answers by number of operations."""
+def shipped_model(folder: Path, device: str) -> Network:
+    """The inference of a folder's weights."""
+    checkpoint = load_model(str(folder), device=device)
+    return _network(checkpoint.weights, checkpoint.config)
+
+
+def accuracy(network: Network, chosen: Sequence[Problem]) -> dict[int, float]:
+    """Share of right final answers by number of operations; batches of BATCH problems."""
     tokenizer = own_tokenizer()
     prompts = [tokenizer.encode(as_prompt(one.question)).ids for one in chosen]
-    answers = greedy(shipped(network), prompts, Pieces(tokenizer), until=(SEPARATOR,), max_new_tokens=MOST_TOKENS)
+    answers = [
+        answer
+        for start in range(0, len(prompts), BATCH)
+        for answer in greedy(
+            network,
+            prompts[start : start + BATCH],
+            Pieces(tokenizer),
+            until=(SEPARATOR,),
+            max_new_tokens=MOST_TOKENS,
+        )
+    ]
     right: Counter[int] = Counter()
     for one, answer in zip(chosen, answers, strict=True):
         right[one.operations] += _final(answer.text) == _final(one.answer)
@@ -64,3 +79,12 @@ def _final(answer: str) -> str:
     """What stands behind the last ####, `` without one."""
     _, mark, value = answer.rpartition("####")
     return value.strip() if mark else ""
+
+
+def _network(weights: TinyWeights, config: TinyConfig) -> Network:
+    blocks = {
+        number: ReferenceBlock(layer.mlp, config, precision="fp32")
+        for number, layer in enumerate(weights.layers)
+        if isinstance(layer.mlp, MoEWeights)
+    }
+    return Network(weights, config, blocks)

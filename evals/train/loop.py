@@ -13,10 +13,11 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from moecheck.evals.problems import Problem
 from moecheck.evals.tiny.config import TinyConfig
 
 from .checkpoint import write
-from .evaluate import accuracy, validation_problems
+from .evaluate import accuracy, shipped, validation_problems
 from .muon import Optimiser
 from .network import TrainedNetwork
 from .rows import IGNORED, Shape, batches
@@ -52,7 +53,9 @@ class Settings:
 
 @dataclass(slots=True, kw_only=True)
 class Result:
-    """What came out. losses: of the answers' tokens, means between reports. best: accuracy of the kept weights."""
+    """What came out. losses: of the answers' tokens, means between reports. best: accuracy of the kept weights.
+    tested: accuracy on the shipped test set.
+    """
 
     steps: int = 0
     tokens: int = 0
@@ -60,6 +63,7 @@ class Result:
     waited: float = 0.0
     losses: list[float] = field(default_factory=list)
     best: dict[int, float] = field(default_factory=dict)
+    tested: dict[int, float] = field(default_factory=dict)
 
     @property
     def mean_accuracy(self) -> float:
@@ -159,10 +163,10 @@ def _report(result: Result, sums: torch.Tensor, seconds: float, left: float, net
 
 
 def _keep_if_better(
-    network: TrainedNetwork, validation: tuple[object, ...], folder: Path, result: Result, say: Say
+    network: TrainedNetwork, validation: tuple[Problem, ...], folder: Path, result: Result, say: Say
 ) -> None:
     """Evaluate, and write the weights unless better ones lie there already."""
-    found = accuracy(network, validation)  # type: ignore[arg-type]  # problems, which this module need not know
+    found = accuracy(shipped(network), validation)
     mean = sum(found.values()) / len(found)
     kept = mean >= result.mean_accuracy
     words = ", ".join(f"{operations}: {share:.2f}" for operations, share in found.items())

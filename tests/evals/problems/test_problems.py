@@ -63,11 +63,10 @@ def test_a_problem_has_the_operations_that_were_asked_for(operations: int) -> No
     assert {problem(draw, operations).operations for _ in range(200)} == {operations}
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS), key=lambda kind: kind.__name__))
-def test_every_kind_gives_problems(kind: object) -> None:
+def test_every_kind_gives_problems() -> None:
     draw = Draw(1)
-    assert callable(kind)
-    assert any(kind(draw, operations) for operations in range(1, MOST_OPERATIONS + 1) for _ in range(50))
+    for kind in set(KINDS):
+        assert any(kind(draw, operations) for operations in range(1, MOST_OPERATIONS + 1) for _ in range(50))
 
 
 def test_equal_seeds_give_equal_problems_and_others_do_not() -> None:

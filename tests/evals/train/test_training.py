@@ -30,7 +30,7 @@ from moecheck.evals.train import rows as rows_module
 from moecheck.evals.train.__main__ import main
 from moecheck.evals.train.card import bias_deviations, write_card
 from moecheck.evals.train.checkpoint import SUMS, write, write_sums
-from moecheck.evals.train.evaluate import _final, accuracy, validation_problems
+from moecheck.evals.train.evaluate import _final, accuracy, shipped, validation_problems
 from moecheck.evals.train.loop import Result, Settings, rate, train
 from moecheck.evals.train.muon import orthogonal
 from moecheck.evals.train.network import Experts, TrainedNetwork
@@ -146,7 +146,8 @@ def test_validation_problems_are_held_out_and_not_of_the_test_set() -> None:
 
 def test_accuracy_counts_right_final_answers() -> None:
     torch.manual_seed(0)
-    found = accuracy(TrainedNetwork(tiny("tiny-glm4-moe"), torch.device("cpu")), validation_problems(2, (1, 2)))
+    network = TrainedNetwork(tiny("tiny-glm4-moe"), torch.device("cpu"))
+    found = accuracy(shipped(network), validation_problems(2, (1, 2)))
     assert found == {1: 0.0, 2: 0.0}  # of random weights
     assert _final("Ana has <<1+2=3>>3.\n#### 3") == "3"
     assert _final("no end") == ""
@@ -195,7 +196,7 @@ def test_a_finished_folder_has_its_card_its_outputs_and_its_sums(
     monkeypatch.setattr("moecheck.evals.train.recorded.MOST_TOKENS", 4)
     config = tiny("tiny-glm4-moe")
     write(TrainedNetwork(config, torch.device("cpu")), tmp_path)
-    result = Result(steps=3, tokens=100, seconds=1.0, best={1: 0.5})
+    result = Result(steps=3, tokens=100, seconds=1.0, best={1: 0.25}, tested={1: 0.5})
     write_card(tmp_path, "tiny-glm4-moe", config, Settings(minutes=1), result, "a machine")
     record(tmp_path)
     write_sums(tmp_path)
