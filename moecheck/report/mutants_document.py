@@ -8,7 +8,7 @@ from moecheck.mutants import all_mutants
 from moecheck.mutants.bugs import known_bugs, sources_of
 from moecheck.scoring.checker import checker_mutants
 from moecheck.scoring.result import CLASSES
-from moecheck.scoring.sources import SOURCE_MUTANTS
+from moecheck.scoring.run import REAL_KERNELS
 
 HEAD = """\
 # Mutants: the judge judged
@@ -22,7 +22,7 @@ useless, because it accuses correct kernels too, so both numbers are published t
 * **Where they are planted.** Mutants of the references are planted into *legal variants*: kernels in NumPy's float32
   that round at declared places (bf16, fp16 or fp8 stores, low combines), and add up in an order of their own (chunks
   forward, backward or shuffled, split-K 1 to 4, pairwise). No limit of any check was fitted on them. Each seed draws
-  another variant and other inputs. Mutants of real kernels are the built-in Triton and PyTorch sources with one
+  another variant and other inputs. Mutants of real kernels are the built-in Triton, CUDA and PyTorch sources with one
   expression or statement changed in the parse tree, run in processes of their own (Triton's under its interpreter).
   Mutants of the checker are moecheck's own functions, changed in the same way, and tried on a self-test of outputs that
   are known to be right, wrong, or to show nothing.
@@ -99,7 +99,7 @@ def _mutants() -> list[str]:
 
 
 def _kernels() -> list[str]:
-    lines = [f"## Real kernels: {len(SOURCE_MUTANTS)}", ""]
+    lines = [f"## Real kernels: {len(REAL_KERNELS)}", ""]
     rows = [
         (
             f"`{one.name}`",
@@ -108,7 +108,7 @@ def _kernels() -> list[str]:
             ", ".join(f"`{rewrite.find}` -> `{rewrite.put or 'nothing'}`" for rewrite in one.rewrites),
             _links(sources_of(one.name, one.sources)),
         )
-        for one in SOURCE_MUTANTS
+        for one in REAL_KERNELS
     ]
     return lines + _table(("mutant", "what is wrong", "kernel", "the change", "happened in"), rows)
 

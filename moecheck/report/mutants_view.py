@@ -50,8 +50,9 @@ def score_view(score: Score, *, width: int, report: str | None = None) -> Render
         parts += [Text(), _checks(score)]
     if score.coverage:
         parts += [Text(), *_coverage(score, width)]
-    for name, reason in score.skipped.items():
-        parts.append(Text(f"Skipped {one_line(name)}: {one_line(reason)}", style="dim"))
+    for reason in dict.fromkeys(score.skipped.values()):
+        names = ", ".join(name for name, its in score.skipped.items() if its == reason)
+        parts.append(Text(f"Skipped {one_line(names)}: {one_line(reason)}", style="dim"))
     parts += [Text(), _headline(score)]
     if report:
         parts.append(unbroken(f"Report: {printable(report)}"))

@@ -18,6 +18,7 @@ from . import trials
 from .checker import checker_mutants, checker_trial
 from .corpus import corpus, ops_with_mutants, planted
 from .coverage import Combination, coverage
+from .cuda_sources import CUDA_MUTANTS
 from .result import CHECKER, KERNELS, KILLED_SHARE, Alarms, Cell, Limits, MutantScore, Score
 from .source_kernels import kernel_trials
 from .sources import SOURCE_MUTANTS
@@ -26,6 +27,7 @@ from .variants import CLASSES
 
 PARTS = {"fused_experts": 4, "moe_layer": 6, "topk_routing": 2}  # tasks that share an op's cases, where all are tried
 CHUNK = 20  # correct kernels a task
+REAL_KERNELS = (*SOURCE_MUTANTS, *CUDA_MUTANTS)
 UNDECLARED = "mutants in kernels that say nothing"
 # Profile whose cases these are tried on: many stay unseen, which takes all cases to find out.
 UNDECLARED_CASES = {"quick": "quick", "default": "default", "nightly": "default"}
@@ -78,7 +80,7 @@ class _Found:
 def known_names() -> set[str]:
     """Every mutant's id, and its name where it has variants."""
     names = {name for one in all_mutants() for name in (one.id, one.name)}
-    return names | {one.name for one in SOURCE_MUTANTS} | {one.name for one in checker_mutants()}
+    return names | {one.name for one in REAL_KERNELS} | {one.name for one in checker_mutants()}
 
 
 Advance = Callable[[str, int, int], None]
@@ -178,7 +180,7 @@ def _file(kind: str, result: Any, found: _Found) -> None:
 
 
 def _real_kernels(plan: Plan, found: _Found, advance: Advance | None) -> None:
-    wanted = [one for one in SOURCE_MUTANTS if not plan.mutants or one.name in plan.mutants]
+    wanted = [one for one in REAL_KERNELS if not plan.mutants or one.name in plan.mutants]
     wanted = [one for one in wanted if not plan.ops or one.op in plan.ops]
     if not wanted:
         return
