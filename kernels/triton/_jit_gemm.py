@@ -142,7 +142,7 @@ def grouped_gemm_tile(
 
     x_rows = x + (pairs // PAIRS_PER_ROW).to(tl.int64)[:, None] * stride_x
     w_columns = w + expert * stride_we + columns.to(tl.int64)[None, :] * stride_wn
-    weight = tl.load(topk_weights + pairs, mask=valid, other=0.0)[:, None] if WEIGHTED or ON_INPUT else 1.0
+    weight = tl.load(topk_weights + pairs, mask=valid, other=0.0)[:, None] if ON_INPUT else 1.0
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, inputs, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -160,7 +160,7 @@ def grouped_gemm_tile(
     if HAS_BIAS:
         total += tl.load(bias + expert * stride_bias + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
     if WEIGHTED:
-        total *= weight
+        total *= tl.load(topk_weights + pairs, mask=valid, other=0.0)[:, None]
     y_rows = y + pairs.to(tl.int64)[:, None] * stride_y
     tl.store(y_rows + columns[None, :], total.to(y.dtype.element_ty), mask=valid[:, None] & inside[None, :])
 

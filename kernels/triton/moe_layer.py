@@ -147,5 +147,5 @@ def _check(spec: moecheck.MoESpec) -> None:
 
 def _differ_by_biases(spec: moecheck.MoESpec) -> bool:
     """Whether the shared experts are the routed ones but for biases, of which shared experts have none anyway."""
-    plain = {"w13_bias": False, "w2_bias": False}
-    return replace(spec.shared, **plain) == replace(spec.experts, **plain)
+    shared, routed = (replace(one, w13_bias=False, w2_bias=False) for one in (spec.shared, spec.experts))
+    return shared == routed

@@ -49,7 +49,7 @@ def _one(
 
 _FUSED, _SEPARATE = "triton.experts:fused_gate_up", "triton.experts:separate"
 _PERMUTE, _UNPERMUTE, _ACT = "triton.rows:permute", "triton.rows:unpermute", "triton.rows:act_and_mul"
-_TOPK, _SHUFFLE = "triton.routing:topk_routing", "triton.rows:shuffle_rows"
+_TOPK, _SHUFFLE, _ALIGN = "triton.routing:topk_routing", "triton.rows:shuffle_rows", "triton.align:align_block_size"
 _EITHER = ("values", "statistics", "exact", "run", "contract", "padding", "unmodified")
 
 SOURCE_MUTANTS = (
@@ -142,11 +142,12 @@ SOURCE_MUTANTS = (
     _one("triton: experts <= for <", "one expert more than there are may be chosen: the first of the next row",
          _TOPK, ROUTING, "topk_routing_kernel", "column < num_experts", "column <= num_experts",
          "vllm-project/tpu-inference#1252", op="topk_routing", expected=("routing", "weights")),
-    _one("triton: group by its best", "a group's score is its best expert's, not the sum of its best two", _TOPK, ROUTING,
-         "best_groups", "score += tl.max(tl.where(inner == first[:, :, None], float('-inf'), grouped), axis=2)", "",
+    _one("triton: group by its best", "a group's score is its best expert's, not the sum of its best two", _TOPK,
+         ROUTING, "best_groups",
+         "score += tl.max(tl.where(inner == first[:, :, None], float('-inf'), grouped), axis=2)", "",
          op="topk_routing", expected=("routing",)),
-    _one("triton: shared slot weighs the factor", "the fused shared slot is scaled like the routed ones", _TOPK, ROUTING,
-         "topk_routing_kernel", "tl.where(is_slot, weights, shared_weight)",
+    _one("triton: shared slot weighs the factor", "the fused shared slot is scaled like the routed ones", _TOPK,
+         ROUTING, "topk_routing_kernel", "tl.where(is_slot, weights, shared_weight)",
          "tl.where(is_slot, weights, shared_weight * factor)", "sgl-project/sglang#38963", op="topk_routing",
          expected=("weights",)),
     _one("triton: biased scores weigh", "the bias is added to the scores before the choice and stays in the weights",
@@ -167,6 +168,16 @@ SOURCE_MUTANTS = (
     _one("host: no tokens", "a call without tokens divides by their number", _FUSED, "triton/experts.py",
          "fused_gate_up", "check_spec(spec)", "(check_spec(spec), 1 // len(hidden_states))", "sgl-project/sglang#38780",
          expected=("run",)),
+    _one("triton: a block for no pairs", "an expert whose pairs fill its blocks gets one more", _ALIGN,
+         "triton/_jit_align.py", "finish_expert", "(number + block_size - 1) // block_size", "number // block_size + 1",
+         "sgl-project/sglang#4081", op="align_block_size", expected=("structure", "run")),
+    _one("host: factor left to nobody", "shared experts become slots, and nothing multiplies the sum by the factor",
+         "triton.moe_layer:appended_shared", "triton/moe_layer.py", "appended_shared",
+         "replace(spec.routing, scaling_placement='topk_weights', num_fused_shared_experts=len(extra13))",
+         "replace(spec.routing, num_fused_shared_experts=len(extra13))", "sgl-project/sglang#8511", op="moe_layer"),
+    _one("host: output not scaled", "the factor that belongs on the output is not multiplied",
+         "triton.moe_layer:fused_shared", "triton/moe_layer.py", "fused_shared", "out * scaling_factor(spec.routing)",
+         "out", "sgl-project/sglang#8511", op="moe_layer"),
     _one("torch: id -1 wraps", "a padding id of -1 reads the last entry of the expert map",
          "torch.index_add:fused_experts",
          "torch/index_add.py", "local_ids", "torch.where(ids >= 0, expert_map.long()[ids.clamp(min=0)], -1)",

@@ -164,6 +164,7 @@ def test_permute_moves_scales_alike() -> None:
     )
     used = int(starts[-1])
     assert used == (inverse >= 0).sum() == 9
+    assert scale is not None
     assert torch.equal(permuted[:used, :3], scale[:used])
 
 
