@@ -40,10 +40,10 @@ useless, because it accuses correct kernels too, so both numbers are published t
   nothing.
 * **What is just seen** is the smallest factor on all routing weights, the smallest error of one element, and the
   fewest of 65,536 elements that are off by four standard deviations, that 95 % of the seeds see.
-* **Kernels that declare nothing** are judged by what rounding anywhere would explain, unless their contract is found out
-  (docs/error-model.md). How many mutants are killed in such kernels, not found out either, is counted by itself over three
-  seeds of the default profile's cases (five nightly): the least that anybody gets. Bugs of quantisers of activations are
-  left out there, for without a contract nothing says what they should be.
+* **Kernels that declare nothing** are judged by what rounding anywhere would explain, unless their contract is found
+  out (docs/error-model.md). How many mutants are killed in such kernels, not found out either, is counted by itself
+  over three seeds of the default profile's cases (five nightly): the least that anybody gets. Bugs of quantisers of
+  activations are left out there, for without a contract nothing says what they should be.
 * **Unique kills** of a check are the mutants that no other check saw on any named case of the first seed; each
   statistic counts as a check of its own. The coverage matrix counts the same cases. The quick profile knows the first
   failing case only.
