@@ -104,9 +104,9 @@ def open_model(name: str | None) -> Opened:
         raise UsageError("A server is compared with another: give --baseline URL --candidate URL.")
     if not name.startswith("hf:") and not Path(name).is_dir():
         check_known("model", name, embedded.MODELS)
-    from moecheck.evals.backends import transformers
+    from moecheck.evals.backends.transformers import open_model as open_transformers
 
-    return Opened(model=transformers.open_model(name.removeprefix("hf:")), embedded=False)
+    return Opened(model=open_transformers(name.removeprefix("hf:")), embedded=False)
 
 
 def command_of(options: Options) -> str:
