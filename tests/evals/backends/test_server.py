@@ -112,9 +112,9 @@ def test_nobody_at_an_address_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_what_is_no_openai_server_is_told() -> None:
-    with serving(models={"hello": 1}) as server:
-        with pytest.raises(UsageError, match="not what an OpenAI-compatible server says"):
-            Client(server.url + "/v1").models()
+    words = "not what an OpenAI-compatible server says"
+    with serving(models={"hello": 1}) as server, pytest.raises(UsageError, match=words):
+        Client(server.url + "/v1").models()
 
 
 def test_alike_servers_pass_when_something_shows_a_difference(tmp_path: Path) -> None:
