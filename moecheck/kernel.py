@@ -30,7 +30,8 @@ class Declaration:
     None when undeclared. tie: the declared rule for equal routing scores. specs: the only semantics that it
     implements, () when it reads them from its `spec` argument. arguments: what its signature names,
     required: those of them without a default. weight_layout: how it wants weights, None for the plain arrangement.
-    quantizations: how the weights that it takes may be quantised, () for plain ones only.
+    quantizations: how the weights that it takes may be quantised, () for plain ones only. capturable: whether it
+    declares that a CUDA graph can hold its call, None when undeclared.
     origin: file:line of the function. spec_string: how a child process finds it again.
     """
 
@@ -49,6 +50,7 @@ class Declaration:
     spec_string: str
     weight_layout: WeightLayout | None = None
     quantizations: tuple[Quantization, ...] = ()
+    capturable: bool | None = None
 
 
 def kernel(
@@ -64,6 +66,7 @@ def kernel(
     specs: tuple[MoESpec, ...] = (),
     weight_layout: WeightLayout | None = None,
     quantizations: tuple[Quantization, ...] = (),
+    capturable: bool | None = None,
 ) -> Callable[[F], F]:
     """Declare the decorated function as a kernel under test for `op`; the function itself is returned unchanged.
 
@@ -72,6 +75,7 @@ def kernel(
     weight_layout: weights arrive so arranged, and `spec.gate_up_layout` says the same of gate and up.
     quantizations: schemes (moecheck.quantization) of the weights that it takes; plain ones are among them where it has
     defaults for the scales. A kernel that names `w13_scale` and no schemes is tried on all of them.
+    capturable: a CUDA graph can hold its call; that is tried on a CUDA device, and reported where nothing is declared.
     Raises UsageError for an unknown op, backend or dtype.
     """
     check_known("op", op, OPS)
@@ -93,6 +97,7 @@ def kernel(
             specs=specs,
             weight_layout=weight_layout,
             quantizations=quantizations,
+            capturable=capturable,
         )
         function.__moecheck__ = declaration  # type: ignore[attr-defined]  # functions take attributes
         return function
@@ -114,6 +119,7 @@ def describe(
     specs: tuple[MoESpec, ...] = (),
     weight_layout: WeightLayout | None = None,
     quantizations: tuple[Quantization, ...] = (),
+    capturable: bool | None = None,
 ) -> Declaration:
     """The Declaration of a plain function; raises UsageError when its signature cannot serve `op`."""
     if numerics is not None and numerics.accumulate.startswith("hopper-fp8") and not numerics.requantises:
@@ -140,6 +146,7 @@ def describe(
         specs=specs,
         weight_layout=weight_layout,
         quantizations=quantizations,
+        capturable=capturable,
         arguments=arguments,
         required=required,
         origin=f"{code.co_filename}:{code.co_firstlineno}",

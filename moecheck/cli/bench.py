@@ -22,7 +22,7 @@ from moecheck.registry import Found, discover
 from moecheck.report.bench import bench_folder, write_bench
 from moecheck.report.bench_view import bench_view
 from moecheck.report.terminal import render
-from moecheck.runner.pool import default_memory
+from moecheck.runner.pool import full_size_memory
 
 
 @click.command()
@@ -70,7 +70,7 @@ def bench(
     settings = Settings(
         seconds=seconds,
         timeout=timeout,
-        memory=default_memory(1, full_size=True),
+        memory=full_size_memory(1),
         threads=max(1, cores() - 1),
     )
     with waiting("looking for kernels"):

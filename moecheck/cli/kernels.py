@@ -33,7 +33,7 @@ from moecheck.report.results import RunSummary
 from moecheck.report.summarise import summarise
 from moecheck.report.terminal import render, run_view
 from moecheck.runner.plan import Plan, lacking
-from moecheck.runner.pool import default_memory
+from moecheck.runner.pool import default_memory, full_size_memory
 from moecheck.runner.relate import COMPILED
 from moecheck.runner.run import KernelRun, Settings, run_all
 from moecheck.runner.sanitizer import TOOLS, find_sanitizer, on_device, run_sanitizer
@@ -113,7 +113,7 @@ def kernels(
     settings = Settings(
         limits=Limits(tol=options.tol, max_mismatch=options.max_mismatch),
         timeout=timeout,
-        memory=default_memory(jobs, full_size=options.tokens is not None),
+        memory=default_memory(jobs) if options.tokens is None else full_size_memory(jobs),
         jobs=jobs,
         threads=max(1, cores() // jobs),
         relations="named" if options.profile == "nightly" else "few",

@@ -98,6 +98,11 @@ class KernelPool:
         self._release()
         self._folder.cleanup()
 
+    def renew(self) -> None:
+        """Go on in a fresh process; no call may be waited for."""
+        self._release()
+        self._open()
+
     def _release(self) -> None:
         self._pool.stop()  # type: ignore[no-untyped-call]  # pebble leaves it untyped
         self._pool.join()
@@ -123,14 +128,15 @@ class KernelPool:
         return f"Its process ended with {how}" + (f"; it printed: {tail}" if tail else "") + "."
 
 
-def default_memory(jobs: int, *, full_size: bool = False) -> int:
-    """Bytes that one kernel's process may allocate: half of the machine's memory shared by the jobs, 16 GiB at most.
+def default_memory(jobs: int) -> int:
+    """Bytes that one kernel's process may allocate: half of the machine's memory shared by the jobs, 16 GiB at most."""
+    return min(16 * GIB, full_size_memory(jobs))
 
-    full_size: layers in full size are run, whose weights alone may be more than that.
-    """
+
+def full_size_memory(jobs: int) -> int:
+    """The same for layers in full size, whose weights alone may be more than 16 GiB."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    share = total // 2 // max(jobs, 1)
-    return max(2 * GIB, share if full_size else min(16 * GIB, share))
+    return max(2 * GIB, total // 2 // max(jobs, 1))
 
 
 @cache

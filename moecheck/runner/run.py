@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 from moecheck.cases import Case
@@ -23,10 +24,12 @@ from moecheck.runner.contract import Contract, contract_of
 from moecheck.runner.diagnose import diagnosis_of
 from moecheck.runner.judges import JudgePool, Judging
 from moecheck.runner.judging import all_tokens, judgements_of, picture
+from moecheck.runner.lines import closing_line, findings_of, line_of
 from moecheck.runner.plan import Plan, lacking
 from moecheck.runner.pool import KernelPool, WorkerDied, WorkerTimeout
 from moecheck.runner.relate import COMPILED, Reach, Relating, cases_to_relate
 from moecheck.runner.shrink import shrink
+from moecheck.runner.trials import judge_trials, run_trials, triable
 from moecheck.runner.worker import Outcome, run_all_tokens, run_case, run_relation
 
 WRONG = (Verdict.FAIL, Verdict.PROVEN_WRONG)
@@ -47,7 +50,7 @@ class Settings:
 
     shrink: look for smaller cases that fail. draw_all: make a picture also where nothing failed. relations: on which
     cases all metamorphic relations are tried. require: store -> the narrowest format that a kernel may use there,
-    whatever it declares.
+    whatever it declares. profile: note in every case which device kernels are launched, not in a few only.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -59,6 +62,7 @@ class Settings:
     draw_all: bool = False
     relations: Reach = "few"
     require: Mapping[str, str] = field(default_factory=dict)
+    profile: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -140,10 +144,10 @@ def run_kernel(
         if reason is None:
             runnable.append(case)
         else:
-            sink(plan, [_closing(plan, case, [], Verdict.SKIP, reason)])
+            sink(plan, [closing_line(plan, case, [], Verdict.SKIP, reason)])
     for case in plan.left_out:
         if (name, case.id) not in done:
-            sink(plan, [_closing(plan, case, [], Verdict.SKIP, plan.left_out_reason)])
+            sink(plan, [closing_line(plan, case, [], Verdict.SKIP, plan.left_out_reason)])
     if runnable:
         with KernelPool(memory=settings.memory, threads=settings.threads, store=store) as pool:
             if pools is not None:
@@ -199,7 +203,7 @@ class _KernelLoop:
                     waiting.appendleft(case)
             elif stopped is not None:
                 case = waiting.popleft()
-                self.sink(self.run.plan, [_closing(self.run.plan, case, [], Verdict.SKIP, stopped)])
+                self.sink(self.run.plan, [closing_line(self.run.plan, case, [], Verdict.SKIP, stopped)])
         self._tell_unverified()
         if self.failed:
             self.run.failing = self._shrunk() if self.settings.shrink else self.failed[0][0]
@@ -211,7 +215,8 @@ class _KernelLoop:
     def _submit(self, case: Case) -> object:
         # A fresh process imports the kernel first; twice what that took elsewhere is not counted as the kernel's.
         timeout = self.settings.timeout + 2 * self.run.plan.import_seconds
-        return self.pool.submit(run_case, self.run.plan.target, case, timeout=timeout)
+        profile = self.run.plan.device == "cuda" and (self.settings.profile or case in self.relating.full)
+        return self.pool.submit(run_case, self.run.plan.target, case, profile=profile, timeout=timeout)
 
     def _relation_outcomes(self, case: Case, name: str, count: int) -> list[Outcome]:
         """What the `count` further calls of a relation do, up to the first that has a problem."""
@@ -236,7 +241,7 @@ class _KernelLoop:
     def _finish(self, case: Case, outcome: Outcome) -> Verdict:
         judgements = self._judge(case, outcome, self.relating.names(case))
         verdict = verdict_of(judgements)
-        findings = _findings(self.run.plan, case, judgements, verdict, outcome.seconds)
+        findings = findings_of(self.run.plan, case, judgements, verdict, outcome.seconds)
         self.sink(self.run.plan, findings)
         self.reported[case] = findings
         if verdict in FAILURES:
@@ -254,6 +259,9 @@ class _KernelLoop:
         judgements = self._ask(judgements_of, case, outcome.outputs)
         self.relating.note(judgements)
         more = [contract.judgement] if first and contract.judgement is not None else []
+        if outcome.launched:
+            launched = {"launched": ", ".join(outcome.launched)}
+            more.append(Judgement(check="launched", verdict=Verdict.PASS, facts=launched))
         causes = []  # told first: what a kernel writes over it may compute wrongly from
         if outcome.modified:
             names = ", ".join(outcome.modified)
@@ -265,7 +273,24 @@ class _KernelLoop:
             more += self._all_tokens(case, outcome)
         else:
             more += self.relating.judge(case, relations, outcome.outputs, contract.numerics)
+            more += self._trials(case, outcome)
         return (*causes, *judgements, *more)
+
+    def _trials(self, case: Case, outcome: Outcome) -> list[Judgement]:
+        """What calls by graphs and on other streams say, where the kernel runs on a device."""
+        if case not in self.relating.full or not triable(self.run.plan, case):
+            return []
+        timeout = 4 * self.settings.timeout + 2 * self.run.plan.import_seconds
+        try:
+            tried = self.pool.wait(self.pool.submit(run_trials, self.run.plan.target, case, timeout=timeout))
+        except (WorkerTimeout, WorkerDied) as error:
+            self.deaths += 1
+            message = f"A call by a graph or on another stream ended its process: {error}"
+            return [Judgement(check="on_device", verdict=Verdict.CRASH, message=message)]
+        if any(isinstance(outcome, str) for outcome in tried.values()):
+            self.pool.renew()  # what a failed capture leaves behind is not held against the cases that follow
+        ask = partial(self._ask, judgements_of, case)
+        return judge_trials(tried, outcome.outputs, ask, self.run.plan.declaration)
 
     def _all_tokens(self, case: Case, outcome: Outcome) -> Judgements:
         """What can be said of the tokens that the reference does not compute; a problem of a call is a judgement."""
@@ -358,41 +383,6 @@ class _KernelLoop:
     def _add(self, case: Case, judgement: Judgement, *, diagnosis: str = "") -> None:
         """One finding more of a case that was reported: its findings again with this one before the closing line."""
         *lines, closing = self.reported[case]
-        line = replace(_line(self.run.plan, case, judgement), diagnosis=diagnosis)
+        line = replace(line_of(self.run.plan, case, judgement), diagnosis=diagnosis)
         self.reported[case] = [*lines, line, closing]
         self.sink(self.run.plan, self.reported[case])
-
-
-def _findings(plan: Plan, case: Case, judgements: Judgements, verdict: Verdict, seconds: float) -> list[Finding]:
-    lines = [_line(plan, case, judgement) for judgement in judgements]
-    reasons = [line.message for line in lines if line.verdict is verdict and line.message]
-    message = "" if verdict is Verdict.PASS else (reasons[0] if reasons else "")
-    return [*lines, _closing(plan, case, lines, verdict, message, seconds=seconds)]
-
-
-def _line(plan: Plan, case: Case, judgement: Judgement) -> Finding:
-    return Finding(
-        kernel=plan.declaration.name,
-        case=case.id,
-        check=judgement.check,
-        verdict=judgement.verdict,
-        message=judgement.message,
-        numbers=judgement.numbers,
-        where=judgement.where,
-        facts=judgement.facts,
-    )
-
-
-def _closing(
-    plan: Plan, case: Case, lines: list[Finding], verdict: Verdict, message: str, *, seconds: float = 0.0
-) -> Finding:
-    where = next((line.where for line in lines if line.verdict is verdict and line.where), {})
-    return Finding(
-        kernel=plan.declaration.name,
-        case=case.id,
-        check="case",
-        verdict=verdict,
-        message=message,
-        where=where,
-        seconds=seconds,
-    )

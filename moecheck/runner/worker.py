@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
@@ -35,6 +35,7 @@ from moecheck.runner.arrays import (
     to_numpy,
 )
 from moecheck.runner.input_store import shared_inputs
+from moecheck.runner.launches import launches
 from moecheck.runner.layout import as_declared, cut
 from moecheck.runner.leash import bind
 from moecheck.runner.missing import missing_package
@@ -54,7 +55,7 @@ class Outcome:
     """What one call did. problem: None, or the verdict and sentence of what went wrong instead of an output.
 
     outputs: NumPy arrays. modified: names of inputs that the call changed. seconds: of the call. exhausted: whether
-    memory ran out.
+    memory ran out. launched: device kernels that it launched, where that was asked for.
     """
 
     outputs: tuple[AnyArray, ...] = ()
@@ -62,6 +63,7 @@ class Outcome:
     problem: tuple[Verdict, str] | None = None
     modified: tuple[str, ...] = ()
     exhausted: bool = False
+    launched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,9 +157,9 @@ def inspect_module(place: str) -> Loaded:
     )
 
 
-def run_case(target: Target, case: Case) -> Outcome:
-    """Call the kernel on a case's inputs."""
-    (outcome,) = _run(target, lambda: [Call(case=case, inputs=given_inputs(case))])
+def run_case(target: Target, case: Case, *, profile: bool = False) -> Outcome:
+    """Call the kernel on a case's inputs. profile: note which device kernels it launches."""
+    (outcome,) = _run(target, lambda: [Call(case=case, inputs=given_inputs(case))], profile=profile)
     return outcome
 
 
@@ -176,7 +178,7 @@ def run_relation(target: Target, case: Case, name: str) -> list[Outcome]:
     return _run(target, lambda: relations()[name].trial(case, given_inputs(case)).calls)
 
 
-def _run(target: Target, calls: Callable[[], Sequence[Call]]) -> list[Outcome]:
+def _run(target: Target, calls: Callable[[], Sequence[Call]], *, profile: bool = False) -> list[Outcome]:
     """The outcome of each call up to the first that has a problem."""
     try:
         function, declaration = loaded(target)
@@ -187,17 +189,24 @@ def _run(target: Target, calls: Callable[[], Sequence[Call]]) -> list[Outcome]:
     for call in calls():
         if not call.in_place:  # else the arrays of the call before stay in memory
             buffers.clear()
-        outcomes.append(_attempt(function, declaration, call, target, buffers))
+        outcomes.append(_attempt(function, declaration, call, target, buffers, profile))
         if outcomes[-1].problem is not None:
             break
     return outcomes
 
 
 def _attempt(
-    function: Callable[..., Any], declaration: Declaration, call: Call, target: Target, buffers: dict[str, Any]
+    function: Callable[..., Any],
+    declaration: Declaration,
+    call: Call,
+    target: Target,
+    buffers: dict[str, Any],
+    profile: bool,
 ) -> Outcome:
     try:
-        return _call(function, declaration, call, buffers)
+        with launches(declaration.backend, wanted=profile) as launched:
+            outcome = _call(function, declaration, call, buffers)
+        return replace(outcome, launched=tuple(launched))
     except Unsupported as error:
         return Outcome(problem=(Verdict.SKIP, str(error)))
     except BaseException as error:
