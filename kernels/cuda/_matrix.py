@@ -1,4 +1,4 @@
-"""How the kernels want a matrix in memory."""
+"""How the kernels want arrays in memory."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def side_by_side(x: torch.Tensor) -> torch.Tensor:
     if x.shape[1] <= 1 or x.stride(1) == 1:
         return x
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def as_int32(indices: torch.Tensor) -> torch.Tensor:
+    """Indices as the kernels read them: itself where they are contiguous int32."""
+    return indices.to(torch.int32).contiguous()

@@ -9,6 +9,7 @@ import torch
 import moecheck
 
 from ._library import library
+from ._matrix import as_int32
 
 LEAST_TILE = 256  # pairs that one warp puts in order, one 32 after the other
 MOST_TILES = 1024
@@ -82,8 +83,8 @@ def planned(
     """Count the pairs of each bucket; Unsupported for more buckets than fit into a block's shared memory."""
     if buckets > MOST_BUCKETS:
         raise moecheck.Unsupported(f"a block counts {MOST_BUCKETS} experts at most, not {buckets}")
-    ids = topk_ids.contiguous()
-    expert_map = None if expert_map is None else expert_map.contiguous()
+    ids = as_int32(topk_ids)
+    expert_map = None if expert_map is None else as_int32(expert_map)
     tile = tile_of(ids.numel())
     counts = torch.empty(-(-ids.numel() // tile), buckets, dtype=torch.int32, device=ids.device)
     totals = torch.empty(buckets, dtype=torch.int32, device=ids.device)

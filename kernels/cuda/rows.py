@@ -9,7 +9,7 @@ from moecheck.numerics import INPUT
 
 from ._library import UNAVAILABLE as UNAVAILABLE
 from ._library import library
-from ._matrix import side_by_side
+from ._matrix import as_int32, side_by_side
 from ._pairs import local_experts, planned
 
 
@@ -56,7 +56,7 @@ def moe_unpermute(
     """
     rows = side_by_side(permuted)
     out = torch.empty(len(inv_permuted_idx), rows.shape[1], dtype=rows.dtype, device=rows.device)
-    library().sum_rows(rows, topk_weights.contiguous(), inv_permuted_idx.contiguous(), out)
+    library().sum_rows(rows, topk_weights.contiguous(), as_int32(inv_permuted_idx), out)
     return out
 
 
@@ -68,7 +68,7 @@ def shuffle_rows(*, x: torch.Tensor, row_map: torch.Tensor) -> torch.Tensor:
     """
     x = side_by_side(x)
     out = torch.empty(len(row_map), x.shape[1], dtype=x.dtype, device=x.device)
-    library().gather_rows(x, row_map.contiguous(), out)
+    library().gather_rows(x, as_int32(row_map), out)
     return out
 
 

@@ -80,7 +80,7 @@ def kernel_trials(
     with tempfile.TemporaryDirectory(prefix="moecheck-mutants-") as folder, threadpool_limits(1, "blas"):
         places = {one.name: plant(one, Path(folder)) for one, _ in jobs_list}
         with ThreadPoolExecutor(max_workers=jobs) as threads:
-            results = threads.map(lambda job: _tried(job[0], places[job[0].name], job[1]), jobs_list)
+            results = threads.map(lambda job: tried(job[0], places[job[0].name], job[1]), jobs_list)
             for number, ((one, count), trials) in enumerate(zip(jobs_list, results, strict=True), start=1):
                 found.cpu_seconds += sum(trial.seconds for trial in trials)
                 _file(one, count, trials, found)
@@ -160,7 +160,8 @@ def _sources() -> Path:
     return Path(next(iter(package.__path__))).resolve()
 
 
-def _tried(one: SourceMutant, place: str, seeds: int) -> list[_Trial]:
+def tried(one: SourceMutant, place: str, seeds: int) -> list[_Trial]:
+    """What became of a planted kernel on its op's cases, seed by seed."""
     with KernelPool(memory=default_memory(2), threads=1) as pool:
         target = Target(spec_string=place, op=one.op, name=one.name)
         try:

@@ -1,4 +1,4 @@
-"""The CUDA C++ kernels: what they say where they cannot run, their host side, and on a GPU their results."""
+"""The CUDA C++ kernels: what they say where they cannot run, and their host side."""
 
 from __future__ import annotations
 
@@ -13,16 +13,11 @@ from moecheck import RoutingSpec, Unsupported, registry
 from moecheck.kernels.cuda import _library, _pairs, plan, routing, rows
 from moecheck.kernels.cuda._library import SOURCES, architecture, kernels_recipe, missing_device
 from moecheck.kernels.cuda._matrix import side_by_side
-from moecheck.runner.arrays import to_native, to_numpy
 from moecheck.runner.worker import inspect_module
-
-from .plumbing import check_align_block_size, check_permute, check_problem_sizes, check_unpermute
-from .routing_cases import SPECS, routing_inputs
 
 NAMES = {"cuda/align_block_size", "cuda/problem_sizes", "cuda/moe_permute", "cuda/moe_unpermute", "cuda/shuffle_rows",
          "cuda/topk_routing"}  # fmt: skip
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a CUDA device")
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @no_gpu
@@ -118,38 +113,3 @@ def test_factor_and_shared_weight_go_where_the_spec_puts_them() -> None:
     assert placed(scaling_placement="sum", shared_slot_ranks=2) == (1.0, 0.2)
     assert placed(scaling_needs_renormalize=True) == (1.0, 1.0)
     assert placed(scaling_needs_renormalize=True, renormalize=True) == (2.5, 1.0)
-
-
-def on_gpu(kernel: Any) -> Any:
-    """The kernel as a function of NumPy arrays."""
-
-    def call(**arguments: Any) -> Any:
-        given = {k: to_native(v, "cuda") if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
-        out = kernel(**given)
-        if isinstance(out, tuple):
-            return tuple(None if value is None else to_numpy(value) for value in out)
-        return to_numpy(out)
-
-    return call
-
-
-@gpu
-@pytest.mark.parametrize("mapped", [False, True])
-def test_plumbing_on_the_gpu(mapped: bool) -> None:
-    for dtype in ("fp32", "fp16", "bf16"):
-        check_permute(on_gpu(rows.moe_permute), tokens=301, experts=60, mapped=mapped, dtype=dtype)
-        check_unpermute(on_gpu(rows.moe_unpermute), tokens=65, dtype=dtype, numerics=None)
-    check_align_block_size(on_gpu(plan.align_block_size), tokens=301, experts=60, block_size=16, mapped=mapped)
-    check_problem_sizes(on_gpu(plan.problem_sizes), tokens=301, experts=60, mapped=mapped)
-
-
-@gpu
-@pytest.mark.parametrize("name", [name for name in SPECS if name != "sparsemixer"])
-def test_the_gate_on_the_gpu(name: str) -> None:
-    from moecheck.kernels.torch.routing import topk_routing
-
-    arrays = routing_inputs(SPECS[name], tokens=37, experts=40)
-    weights, ids = on_gpu(routing.topk_routing)(**arrays, spec=SPECS[name])
-    expected = topk_routing(**{k: torch.from_numpy(v) for k, v in arrays.items()}, spec=SPECS[name])
-    assert np.array_equal(ids, expected[1].numpy())
-    assert np.all(np.abs(weights - expected[0].numpy()) <= 16 * np.spacing(np.abs(expected[0].numpy())))
