@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On a host with a GPU: tune the Triton experts (`tune`), time them (`bench`), check them (`check`) and check a layer in full size (`full`).
+# On a host with a GPU: tune the Triton experts, time them, check them, check a layer in full size, in the order given.
 # Usage: OUT=folder tools/h200-triton.sh tune bench check
 set -uo pipefail
 python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
