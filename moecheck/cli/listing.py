@@ -63,12 +63,12 @@ def _contract(declaration: Declaration) -> str:
 def _mutants() -> RenderableType:
     from moecheck.mutants import all_mutants
     from moecheck.scoring.checker import checker_mutants
-    from moecheck.scoring.sources import SOURCE_MUTANTS
+    from moecheck.scoring.run import REAL_KERNELS
 
     table = _table("mutant", "class", "ops", "what is wrong")
     for one in sorted(all_mutants(), key=lambda one: (one.kind, one.id)):
         table.add_row(one.id, one.kind, " ".join(sorted(one.ops)), one.words)
-    for source in SOURCE_MUTANTS:
+    for source in REAL_KERNELS:
         table.add_row(source.name, "real kernels", source.op, source.words)
     for checker in checker_mutants():
         table.add_row(checker.name, "the checker", "", checker.words)

@@ -115,10 +115,10 @@ def test_metadata(tokens: int, experts: int, block_size: int, mapped: bool) -> N
 
 def test_more_experts_than_a_block_has_threads() -> None:
     ids = np.random.default_rng(0).integers(0, 2500, (90, 4)).astype(np.int32)
-    sizes = {"num_experts": 2500, "intermediate_size": 48, "hidden_size": 64}
+    sizes: dict[str, Any] = {"num_experts": 2500, "intermediate_size": 48, "hidden_size": 64}
     got, expected = on(plan.problem_sizes)(topk_ids=ids, **sizes), problem_sizes.problem_sizes(topk_ids=ids, **sizes)
     assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
-    aligned = {"topk_ids": ids, "block_size": 4, "num_experts": 2500}
+    aligned: dict[str, Any] = {"topk_ids": ids, "block_size": 4, "num_experts": 2500}
     got, expected = on(plan.align_block_size)(**aligned), align_block_size.align_block_size(**aligned)
     assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
 
