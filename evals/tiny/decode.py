@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from .attention import Cache
 from .network import Network
 
 if TYPE_CHECKING:
@@ -67,10 +69,24 @@ def greedy(
     Finished rows stay in the batch until as many have finished that it can shrink to the next of its sizes.
     """
     until = [stop for stop in until if stop]
-    answers = [Answer() for _ in prompts]
     if not prompts or max_new_tokens < 1:
-        return answers
+        return [Answer() for _ in prompts]
     hidden, cache = network.start(prompts, room=max_new_tokens)
+    with _one_thread():
+        return _continued(network, prompts, hidden, cache, pieces, until, max_new_tokens)
+
+
+def _continued(
+    network: Network,
+    prompts: Sequence[Sequence[int]],
+    hidden: torch.Tensor,
+    cache: Cache,
+    pieces: Pieces,
+    until: Sequence[str],
+    max_new_tokens: int,
+) -> list[Answer]:
+    """The answers, from the final hidden states of all prompts' tokens."""
+    answers = [Answer() for _ in prompts]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=hidden.device)
     tokens = _best(network, hidden[lengths.cumsum(0) - 1])
     position, longest = lengths, int(lengths.max()) + 1
@@ -93,6 +109,20 @@ def greedy(
         last = cache.keys.shape[3] - 1
         tokens, position = _best(network, hidden), (position + 1).clamp(max=last)
         longest = min(longest + 1, last + 1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch's operations on one CPU thread: a step's are too small to share.
+
+    Where other programs want the cores too, threads that wait for each other make a step ten times slower.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _best(network: Network, hidden: torch.Tensor) -> torch.Tensor:
