@@ -6,7 +6,7 @@ import itertools
 import json
 from pathlib import Path
 
-from moecheck.evals.backends.embedded import EmbeddedModel
+from moecheck.evals.backends.embedded_arms import EmbeddedModel
 from moecheck.evals.backends.records import Arm
 from moecheck.evals.problems import held_out
 from moecheck.evals.tiny.models import load_model

@@ -17,7 +17,8 @@ import torch
 
 from moecheck.errors import Unsupported, UsageError
 from moecheck.evals.backends.backend import Backend, Model, WhiteBox
-from moecheck.evals.backends.embedded import MODELS, EmbeddedModel, open_model
+from moecheck.evals.backends.embedded import MODELS, open_model
+from moecheck.evals.backends.embedded_arms import EmbeddedModel
 from moecheck.evals.backends.records import PRECISIONS, Arm
 from moecheck.evals.tiny.kernel_block import KernelBlock, compiled_rows
 from moecheck.evals.tiny.models import FOLDER
@@ -238,9 +239,20 @@ def test_long_batches_have_few_shapes_where_each_is_compiled(tokens: int, rows: 
     assert compiled_rows(tokens) == rows
 
 
-def test_importing_it_does_not_import_transformers_or_jax() -> None:
-    code = "import sys, moecheck.evals.backends.embedded; print('transformers' in sys.modules, 'jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == [
-        "False",
-        "False",
-    ]
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("moecheck.evals.backends.embedded", ("torch", "tokenizers", "transformers", "jax")),
+        ("moecheck.evals.backends.embedded_arms", ("transformers", "jax")),
+    ],
+)
+def test_importing_it_imports_no_more_than_it_needs(module: str, absent: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; print(*(name for name in {absent} if name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setitem(sys.modules, "moecheck.evals.backends.embedded_arms", None)
+    monkeypatch.setattr("moecheck.evals.backends.embedded.missing_package", lambda error: "needs tokenizers")
+    with pytest.raises(UsageError, match="An embedded model needs tokenizers"):
+        open_model(str(folder))
