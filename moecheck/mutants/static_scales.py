@@ -64,7 +64,9 @@ def _of_scales(
     *sources: str,
     variant: str = "",
 ) -> None:
-    @mutant(name, words, OP, variant=variant, under=static, when=given, sources=sources)
+    expects = ("values", "statistics")
+
+    @mutant(name, words, OP, variant=variant, under=static, when=given, sources=sources, expects=expects)
     def change(call: Call, contract: Numerics) -> Float64:
         return with_static(call, contract, *scales(*scales_of(call)))
 
