@@ -43,17 +43,28 @@ class Client:
         self._timeout = timeout
 
     def healthy(self) -> bool:
-        """Whether it lists its models; a server that is still loading refuses or gives an error."""
-        try:
-            return bool(self._get("/v1/models"))
-        except (OSError, ValueError, http.client.HTTPException):
-            return False
+        """Whether it says so or lists its models; a server that is still loading refuses or gives an error.
+
+        Either is enough: transformers serve cannot list models without a network, and not all have /health.
+        """
+        for path in ("/health", "/v1/models"):
+            try:
+                with urllib.request.urlopen(f"{self.base}{path}", timeout=min(self._timeout, 10.0)) as response:
+                    if response.status == 200:
+                        return True
+            except (OSError, http.client.HTTPException):
+                continue
+        return False
 
     def models(self) -> list[str]:
         """Ids of the models that it serves; raises ServerGone where it does not answer."""
         try:
             data = self._get("/v1/models")
             return [str(model["id"]) for model in data["data"]]
+        except urllib.error.HTTPError as error:
+            raise UsageError(
+                f"{self.base} does not list its models (error {error.code}); name one with --served-model."
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             raise ServerGone(f"No server answers at {self.base}: {_reason(error)}.") from error
         except (ValueError, KeyError, TypeError) as error:

@@ -77,10 +77,12 @@ class ServerBackend:
             self.process.stop()
 
     def _served(self, wanted: str | None) -> str:
+        if wanted is not None:
+            return wanted
         known = self._client.models()
-        if wanted is None and not known:
+        if not known:
             raise UsageError(f"The {self.name}'s server lists no model; name it with --served-model.")
-        return wanted or known[0]
+        return known[0]
 
     def _body(self, prompt: str, **options: Any) -> dict[str, Any]:
         return {"model": self.served, "prompt": prompt, "temperature": 0.0, "seed": 0, **options}

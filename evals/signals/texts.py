@@ -78,7 +78,7 @@ def identical_texts(
         outcome, words = Outcome.FAIL, f"{words}, and legal variants would have {100 * limit:.4g} %"
     elif not white_box and limit < LEAST_LIMIT:
         outcome = Outcome.INCONCLUSIVE
-        words = f"{words}, but the baseline's own answers vary too much to tell: a limit of {100 * limit:.3g} %"
+        words = f"{words}, but with so few answers, or so much noise, even {100 * limit:.3g} % would be no failure"
     elif candidate.distinct < max(2.0, MOST_ALIKE * candidate.n):
         outcome = Outcome.INCONCLUSIVE
         words = f"{words}, but the model gave only {candidate.distinct} different answers to {candidate.n} questions"

@@ -42,7 +42,11 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
-        self._json(self.server.options["models"])
+        models = self.server.options["models"]
+        if self.path == "/health" or models is None:
+            self._json({}, 404 if self.path == "/health" else 500)
+        else:
+            self._json(models)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

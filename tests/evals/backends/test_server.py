@@ -117,6 +117,13 @@ def test_what_is_no_openai_server_is_told() -> None:
         Client(server.url + "/v1").models()
 
 
+def test_a_server_that_cannot_list_its_models_needs_a_name(tmp_path: Path) -> None:
+    with serving(models=None) as server:
+        with pytest.raises(UsageError, match="name one with --served-model"):
+            backend(server, tmp_path)
+        assert backend(server, tmp_path, served="m").fingerprint.model == "m"
+
+
 def test_alike_servers_pass_when_something_shows_a_difference(tmp_path: Path) -> None:
     with ExitStack() as stack:
         baseline, candidate = stack.enter_context(serving()), stack.enter_context(serving(shift=1e-4))
