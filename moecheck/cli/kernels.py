@@ -17,7 +17,7 @@ import click
 from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES, Finding, Verdict
 from moecheck.checks.judge import Limits
-from moecheck.cli.full_size import full_size_plan
+from moecheck.cli.grids import full_size_plan, sweep_plan
 from moecheck.cli.options import color, cores, not_negative, parse_require, parse_tokens, positive, width
 from moecheck.cli.progress import LiveProgress
 from moecheck.curated import COMPILED_SHAPES, PROFILES, cases_for, draw_ahead, few_shapes
@@ -29,9 +29,11 @@ from moecheck.ops import OPS
 from moecheck.registry import Discovery, discover
 from moecheck.report.environment import git_commit
 from moecheck.report.folder import ReportFolder
+from moecheck.report.launched import launched_lines
 from moecheck.report.results import RunSummary
 from moecheck.report.summarise import summarise
 from moecheck.report.terminal import render, run_view
+from moecheck.report.text import one_line
 from moecheck.runner.plan import Plan, lacking
 from moecheck.runner.pool import default_memory, full_size_memory
 from moecheck.runner.relate import COMPILED
@@ -58,6 +60,7 @@ class Options:
     require: tuple[str, ...] = ()
     tokens: str | None = None
     sanitizer: str | None = None
+    sweep: bool = False
 
 
 @click.command()
@@ -78,6 +81,7 @@ class Options:
 @click.option(
     "--tokens", metavar="T,...", help="With --model: only its layer in full size, with so many tokens (16,4096)."
 )
+@click.option("--sweep", is_flag=True, help="Only a grid of small cases, and which device kernels they reach.")
 @click.option(
     "--sanitizer",
     metavar="TOOL",
@@ -118,6 +122,7 @@ def kernels(
         threads=max(1, cores() // jobs),
         relations="named" if options.profile == "nightly" else "few",
         require=require,
+        profile=options.sweep,
     )
     started, start = datetime.now(UTC), time.monotonic()
     progress = LiveProgress()
@@ -172,6 +177,8 @@ def kernels(
     click.echo(
         render(run_view(summary, width=width(), report=_shown(folder.path)), width=width(), color=color()), nl=False
     )
+    for line in launched_lines(folder.findings()) if options.sweep else ():
+        click.echo(one_line(line))
     for note in notes:
         click.echo(f"moecheck: {note}", err=True)
     return exit_code(summary, asked=bool(options.kernel))
@@ -204,6 +211,8 @@ def _check_names(options: Options) -> None:
             check_known(kind, value, known)
     if options.model is not None:
         shard_of(options.model)
+    if options.sweep and (options.tokens is not None or options.sanitizer is not None):
+        raise UsageError("--sweep has cases of its own; leave out --tokens and --sanitizer.")
     if options.tokens is not None:
         if options.model is None:
             raise UsageError("--tokens needs --model: it is about that model's layer in full size.")
@@ -226,8 +235,8 @@ def _read_options(folder: Path) -> Options:
     path = folder / "environment.json"
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))["options"]
-        # Folders of earlier releases have no `require`, `tokens` and `sanitizer`.
-        saved = {"require": (), "tokens": None, "sanitizer": None, **saved}
+        # Folders of earlier releases lack the newer ones.
+        saved = {"require": (), "tokens": None, "sanitizer": None, "sweep": False, **saved}
         values = {name: saved[name] for name in Options.__dataclass_fields__}
         return Options(**{**values, "kernel": tuple(values["kernel"]), "require": tuple(values["require"] or ())})
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -254,6 +263,9 @@ def _plans(discovery: Discovery, options: Options) -> list[Plan]:
                 kernel, model=str(options.model), tokens=options.tokens, dtype=options.dtype, seed=options.seed
             )
             plans += [] if plan is None else [plan]
+            continue
+        if options.sweep:
+            plans.append(sweep_plan(kernel, dtype=options.dtype, seed=options.seed))
             continue
         cases = cases_for(
             kernel.declaration.op,
@@ -349,6 +361,7 @@ def _command(options: Options) -> str:
         value = getattr(options, name)
         if value is not None:
             parts += [f"--{name.replace('_', '-')}", str(value)]
+    parts += ["--sweep"] if options.sweep else []
     for rule in options.require:
         parts += ["--require", rule]
     for spec in options.kernel:

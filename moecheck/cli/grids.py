@@ -1,4 +1,4 @@
-"""The cases of `moecheck kernels --model NAME --tokens T,...`: a published layer in full size."""
+"""The cases of `moecheck kernels --model NAME --tokens T,...` and of `--sweep`: full-size layers, and a wide grid."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from moecheck.models import full_size_cases
 from moecheck.quantization import Quantization
 from moecheck.registry import Found
 from moecheck.runner.plan import Plan, other_semantics
+from moecheck.sweep import sweep_cases
 
 MOST_SCHEMES = 3  # of one kernel; drawing and checking each takes seconds
 
@@ -56,6 +57,26 @@ def full_size_plan(found: Found, *, model: str, tokens: str, dtype: str | None, 
         import_seconds=found.import_seconds,
         left_out=cases(drawn[MOST_SCHEMES:], plain=False),
         left_out_reason=f"one of more than {MOST_SCHEMES} quantizations; full-size layers have the first ones only",
+    )
+
+
+def sweep_plan(found: Found, *, dtype: str | None, seed: int) -> Plan:
+    """The plan of one kernel with a grid of small cases over (E, top_k, T, groups, widths, dtype or scheme)."""
+    declaration = found.declaration
+    cases = sweep_cases(
+        declaration.op,
+        dtypes=declaration.dtypes if dtype is None else (dtype,),
+        quantizations=declaration.quantizations[:MOST_SCHEMES],
+        plain_weights="w13_scale" not in declaration.required,
+        specs=declaration.specs,
+        seed=seed,
+    )
+    return Plan(
+        target=found.target,
+        declaration=declaration,
+        device=found.device,
+        cases=tuple(cases),
+        import_seconds=found.import_seconds,
     )
 
 
