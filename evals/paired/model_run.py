@@ -62,7 +62,8 @@ def run_model(
         arms = Arms(
             baseline=opened(BASELINE),
             candidate=opened(candidate),
-            variants={arm.words: opened(arm) for arm in model.variants(settings.precision)},
+            # A candidate that is itself a legal variant must not be its own floor.
+            variants={arm.words: opened(arm) for arm in model.variants(settings.precision) if arm != candidate},
         )
         isolated = _isolated(arms, settings, watcher)
         forced = _forced(arms, settings, watcher)

@@ -75,6 +75,12 @@ def test_other_weights_fail_without_any_kernel_too(tmp_path: Path, mutant: str) 
     assert run(Arm(precision="bf16", mutant=mutant), tmp_path).verdict.outcome is FAIL
 
 
+def test_a_legal_variant_is_not_its_own_floor(tmp_path: Path) -> None:
+    result = run(Arm(precision="bf16"), tmp_path)
+    assert [variant.name for variant in result.variants] == ["baseline in other batches"]
+    assert outcomes(result)[0] is PASS
+
+
 def test_the_baseline_against_itself_passes(tmp_path: Path) -> None:
     result = run(Arm(), tmp_path, precision="fp32")
     assert result.verdict.outcome is PASS

@@ -115,6 +115,11 @@ def test_precedence(outcomes: Mapping[str, Outcome], expected: Outcome, deciding
     assert found.exit_code == {PASS: 0, FAIL: 1, UNSURE: 4}[expected]
 
 
+def test_what_else_failed_is_told() -> None:
+    reason = verdict(signals(kl=FAIL, router=FAIL, texts=PASS), missing=None).reason
+    assert reason == "Teacher-forced divergence: kl. Failed as well: router agreement."
+
+
 def test_without_evidence_no_number_counts() -> None:
     for outcome in (PASS, FAIL):
         found = verdict(signals(parts=outcome, kl=outcome, texts=outcome), missing="it was never called")
