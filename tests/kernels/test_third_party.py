@@ -52,10 +52,7 @@ def test_a_library_without_a_gpu_is_skipped_and_not_imported(module: str, monkey
 
 def test_scaled_grouped_mm_says_that_it_needs_a_gpu() -> None:
     adapter = importlib.import_module(f"{PLACE}.torch_scaled_grouped_mm")
-    arguments = _experts() | {
-        "w13_scale": torch.ones(EXPERTS, 2 * INTER, 1),
-        "w2_scale": torch.ones(EXPERTS, HIDDEN, 1),
-    }
+    scales = {"w13_scale": torch.ones(EXPERTS, 2 * INTER, 1), "w2_scale": torch.ones(EXPERTS, HIDDEN, 1)}
     with pytest.raises(Unsupported, match="needs a CUDA device"):
         adapter.scaled_grouped_mm(**_experts(), **scales, spec=ExpertSpec())
 
