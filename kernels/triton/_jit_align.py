@@ -2,8 +2,8 @@
 # (a Triton function is written in Triton's own language: its arguments are pointers and its types are tiles)
 """Device code: counting (token, slot) pairs by expert and sorting them into blocks, without the host.
 
-Few pairs: align_kernel, one launch, each program reads all pairs for its expert. Many: count_chunks_kernel,
-add_chunks_kernel and place_kernel, whose programs read a chunk of pairs each.
+Few pairs of few experts: align_few_kernel, one program. More: align_kernel, whose programs read all pairs for an expert
+each. Many: count_chunks_kernel, add_chunks_kernel and place_kernel, whose programs read a chunk of pairs each.
 """
 
 import triton
@@ -56,6 +56,49 @@ def finish_expert(
             at = start + tl.arange(0, CHUNK)
             tl.store(expert_ids + at, -1, mask=at < num_blocks)
         tl.store(num_tokens_post_padded, used * block_size, mask=expert == 0)
+
+
+@triton.jit
+def rank_in_chunk(chosen, CHUNK: tl.constexpr):
+    """How many pairs of the chunk that stand before a pair have its expert."""
+    offset = tl.arange(0, CHUNK)
+    same_before = (chosen[:, None] == chosen[None, :]) & (offset[None, :] < offset[:, None])
+    return tl.sum(same_before.to(tl.int32), axis=1)
+
+
+@triton.jit(do_not_specialize=["numel", "length", "num_blocks"])
+def align_few_kernel(
+    ids, expert_map, sorted_token_ids, expert_ids, num_tokens_post_padded, starts, inverse,
+    numel, num_experts, length, num_blocks, block_size,
+    HAS_MAP: tl.constexpr, BY_LOCAL: tl.constexpr, PERMUTES: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """All of align_kernel by one program. CHUNK >= numel, BLOCK >= block_size, BLOCKS >= num_blocks."""
+    bins, at = tl.arange(0, BINS), tl.arange(0, CHUNK)
+    chosen = experts_of(ids, expert_map, at, numel, HAS_MAP, BY_LOCAL)
+    here = chosen >= 0
+    number = tl.histogram(tl.where(here, chosen, BINS - 1), BINS)
+    number = tl.where(bins < num_experts, number, 0)
+    blocks = (number + block_size - 1) // block_size
+    ends = tl.cumsum(blocks, axis=0)
+    used, first = tl.sum(blocks, axis=0), (ends - blocks) * block_size
+    place = tl.gather(first, tl.where(here, chosen, 0), axis=0) + rank_in_chunk(chosen, CHUNK)
+    tl.store(sorted_token_ids + place, at, mask=here)
+    if PERMUTES:
+        tl.store(inverse + at, tl.where(here, place, -1), mask=at < numel)
+        tl.store(starts + bins, first, mask=bins <= num_experts)
+    else:
+        block, inside = tl.arange(0, BLOCKS), tl.arange(0, BLOCK)[None, :]
+        padded = (first + number)[:, None] + inside
+        tl.store(sorted_token_ids + padded, numel, mask=padded < (ends * block_size)[:, None])
+        rest = (block * block_size)[:, None] + inside
+        behind = (block >= used)[:, None] & (inside < block_size) & (rest < length)
+        tl.store(sorted_token_ids + rest, numel, mask=behind)
+        expert = tl.sum((ends[None, :] <= block[:, None]).to(tl.int32), axis=1)
+        if HAS_MAP:
+            expert = tl.load(expert_map + expert, mask=block < used, other=-1)
+        tl.store(expert_ids + block, tl.where(block < used, expert, -1), mask=block < num_blocks)
+        tl.store(num_tokens_post_padded, used * block_size)
 
 
 @triton.jit(do_not_specialize=["numel", "length", "num_blocks"])
@@ -133,16 +176,15 @@ def place_kernel(
     counts, totals: of add_chunks_kernel. Else as align_kernel.
     """
     chunk = tl.program_id(0)
-    bins, offset = tl.arange(0, BINS), tl.arange(0, CHUNK)
+    bins = tl.arange(0, BINS)
     number = tl.load(totals + bins, mask=bins < num_experts, other=0)
     blocks = (number + block_size - 1) // block_size
     first = (tl.cumsum(blocks, axis=0) - blocks) * block_size
-    at = chunk * CHUNK + offset
+    at = chunk * CHUNK + tl.arange(0, CHUNK)
     chosen = experts_of(ids, expert_map, at, numel, HAS_MAP, BY_LOCAL)
     here = chosen >= 0
-    same_before = (chosen[:, None] == chosen[None, :]) & (offset[None, :] < offset[:, None])
     place = tl.load(counts + chosen * chunks + chunk, mask=here, other=0)
-    place += tl.gather(first, tl.where(here, chosen, 0), axis=0) + tl.sum(same_before.to(tl.int32), axis=1)
+    place += tl.gather(first, tl.where(here, chosen, 0), axis=0) + rank_in_chunk(chosen, CHUNK)
     tl.store(sorted_token_ids + place, at, mask=here)
     if PERMUTES:
         tl.store(inverse + at, tl.where(here, place, -1), mask=at < numel)

@@ -7,8 +7,16 @@ import torch
 import moecheck
 import triton
 
-from ._jit_align import add_chunks_kernel, align_kernel, count_chunks_kernel, place_kernel, problem_sizes_kernel
+from ._jit_align import (
+    add_chunks_kernel,
+    align_few_kernel,
+    align_kernel,
+    count_chunks_kernel,
+    place_kernel,
+    problem_sizes_kernel,
+)
 
+FEW, FEW_EXPERTS = 128, 64  # pairs and experts that one program sorts
 LARGEST_CHUNK = 4096
 MANY = 4096  # pairs from which three launches over chunks are faster than one of all pairs for each expert
 CHUNK_OF_MANY = 256
@@ -95,6 +103,13 @@ def _align(
     starts, inverse = permutation or (ids, ids)
     of_ids = {"HAS_MAP": expert_map is not None, "BY_LOCAL": permutation is not None, "BINS": _bins(num_experts)}
     sizes = (pairs, num_experts, len(sorted_ids), len(expert_ids), block_size)
+    if pairs <= FEW and num_experts <= FEW_EXPERTS and block_size <= 128:
+        align_few_kernel[(1,)](
+            ids, mapping, sorted_ids, expert_ids, total, starts, inverse, *sizes,
+            **of_ids, PERMUTES=permutation is not None, CHUNK=triton.next_power_of_2(max(16, pairs)),
+            BLOCK=triton.next_power_of_2(block_size), BLOCKS=triton.next_power_of_2(max(1, len(expert_ids))),
+        )  # fmt: skip
+        return
     if pairs < MANY:
         align_kernel[(num_experts,)](
             ids, mapping, sorted_ids, expert_ids, total, starts, inverse, *sizes,

@@ -139,6 +139,8 @@ def test_gate(scoring: str, bias: str) -> None:
 def test_sorting_by_expert() -> None:
     without_map = {name: value for name, value in OF_IDS.items() if name != "BY_LOCAL"}
     for function, constants in (
+        (_jit_align.align_few_kernel, OF_IDS | {"PERMUTES": False, "BLOCK": 16, "BLOCKS": 32}),
+        (_jit_align.align_few_kernel, OF_IDS | {"PERMUTES": True, "BLOCK": 1, "BLOCKS": 32}),
         (_jit_align.align_kernel, OF_IDS | {"PERMUTES": False}),
         (_jit_align.count_chunks_kernel, OF_IDS),
         (_jit_align.add_chunks_kernel, {"BLOCK": 32}),

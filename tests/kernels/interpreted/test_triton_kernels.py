@@ -168,7 +168,9 @@ def test_permute_moves_scales_alike() -> None:
     assert torch.equal(permuted[:used, :3], scale[:used])
 
 
-@pytest.mark.parametrize("sizes", [(0, 9, 16), (17, 9, 16), (17, 40, 5), (1400, 9, 64)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(0, 9, 16), (17, 9, 16), (30, 40, 5), (60, 9, 16), (17, 70, 3), (1400, 9, 64)], ids=str
+)
 @pytest.mark.parametrize("mapped", [False, True])
 def test_align_block_size(sizes: tuple[int, int, int], mapped: bool) -> None:
     tokens, experts_count, block_size = sizes
@@ -182,8 +184,9 @@ def test_problem_sizes(tokens: int, mapped: bool) -> None:
     plumbing.check_problem_sizes(numpy_call(align.problem_sizes), tokens=tokens, experts=9, mapped=mapped)
 
 
-def test_many_pairs_are_permuted_as_few_are() -> None:
-    plumbing.check_permute(numpy_call(rows.permute), tokens=1400, experts=9, mapped=True, dtype="bf16")
+@pytest.mark.parametrize("tokens", [50, 1400])
+def test_many_pairs_are_permuted_as_few_are(tokens: int) -> None:
+    plumbing.check_permute(numpy_call(rows.permute), tokens=tokens, experts=9, mapped=True, dtype="bf16")
 
 
 def test_no_expert_here_leaves_every_slot_without_a_row() -> None:
