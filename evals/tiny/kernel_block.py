@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from moecheck.weight_layout import Sizes, to_layout
 
 from .block import BlockOutput, ReferenceBlock
 from .config import TinyConfig
+from .quantised import quantised, scheme_of
 from .rounding import DTYPES
 from .routing import router_logits
 from .weights import MoEWeights
@@ -43,13 +45,22 @@ class KernelCall:
         *,
         precision: str,
     ) -> None:
-        self.function, self.declaration, self.precision = function, declaration, precision
+        self.function, self.declaration = function, declaration
+        self.dtype = stored_dtype(declaration, precision)
         self.calls, self.watermark = 0, 1.0
         op, layout = declaration.op, declaration.weight_layout
-        spec = config.case(op, num_tokens=1, dtype=precision).spec
+        spec = config.case(op, num_tokens=1, dtype=self.dtype).spec
+        scheme = scheme_of(declaration) if precision == "fp8" else None
+        if scheme is not None:
+            spec = replace(spec, experts=replace(spec.experts, quantization=scheme))
         self.spec = spec_part(op, spec if layout is None else layout.spec(spec))
         self.hidden_size = config.hidden_size if layout is None else layout.hidden_size(config.hidden_size)
-        arrays = {name: self._array(name, tensor) for name, tensor in constants.items()}
+        arrays: dict[str, Any] = {}
+        for name, tensor in constants.items():
+            if scheme is not None and name in ("w13", "w2"):
+                arrays |= quantised(name, tensor, scheme, self.dtype)
+            else:
+                arrays[name] = self._array(name, tensor)
         if layout is not None:
             sizes = Sizes(config.hidden_size, config.expert_intermediate_size, config.shared_intermediate_size)
             arrays = to_layout(arrays, layout, spec=spec, sizes=sizes)
@@ -85,15 +96,15 @@ class KernelCall:
         return outputs
 
     def _array(self, name: str, tensor: torch.Tensor) -> Any:
-        """As the op's argument is stored: the arm's precision, or the argument's own dtype."""
+        """As the op's argument is stored: the kernel's dtype, or the argument's own one."""
         array = tensor.detach().cpu().numpy()
         return array if name == "correction_bias" else store(array.astype(np.float64), self._format(name))
 
     def _format(self, name: str) -> str:
-        """A router's logits stay in fp32 where the kernel takes that, as in models; the rest is in the precision."""
+        """A router's logits stay in fp32 where the kernel takes that, as in models."""
         if name == "router_logits" and (self.declaration.op == "moe_layer" or "fp32" in self.declaration.dtypes):
             return "fp32"
-        return self.precision
+        return self.dtype
 
     def _native(self, name: str, tensor: torch.Tensor) -> Any:
         if name == "topk_ids":
@@ -112,7 +123,7 @@ class KernelCall:
     def _poisoned(self, rows: int) -> Any:
         if self.declaration.op == "topk_routing":
             raise Unsupported("topk_routing passes no `out`")
-        array = np.full((rows, self.hidden_size), np.nan).astype(FORMATS[self.precision].storage)
+        array = np.full((rows, self.hidden_size), np.nan).astype(FORMATS[self.dtype].storage)
         return to_native(array, self.declaration.backend)
 
     def _tensor(self, value: Any, device: torch.device) -> torch.Tensor:
@@ -174,16 +185,26 @@ def check_fits(declaration: Declaration, config: TinyConfig, precision: str) -> 
     """Raise Unsupported, with the reason, for a kernel that cannot stand in this model at this precision."""
     if declaration.op not in SEAMS:
         raise Unsupported(f"{declaration.name} computes {declaration.op}; in a model runs one of {', '.join(SEAMS)}")
+    case = config.case(declaration.op, num_tokens=64, dtype=stored_dtype(declaration, precision))
     if precision == "fp8":
-        raise Unsupported(f"{declaration.name} gets plain weights: precision fp8 is of the reference path only")
-    case = config.case(declaration.op, num_tokens=64, dtype=precision)
+        if declaration.op != "fused_experts":
+            raise Unsupported(f"{declaration.name} computes {declaration.op}: fp8 weights are of fused_experts")
+        experts = replace(case.spec.experts, quantization=scheme_of(declaration))
+        case = replace(case, spec=replace(case.spec, experts=experts))
     reason = lacking(declaration, case)
-    own = spec_part(declaration.op, case.spec)
     if reason is None and declaration.specs:
         known = [spec_part(declaration.op, spec) for spec in declaration.specs]
+        own = spec_part(declaration.op, config.case(declaration.op, num_tokens=64, dtype=case.dtype).spec)
         reason = None if own in known else "implements other semantics than this model's"
     if reason is not None:
         raise Unsupported(f"{declaration.name} {reason}")
+
+
+def stored_dtype(declaration: Declaration, precision: str) -> str:
+    """What activations are stored in: the precision, and for fp8 weights bf16 where the kernel takes that."""
+    if precision != "fp8":
+        return precision
+    return "bf16" if "bf16" in declaration.dtypes else declaration.dtypes[0]
 
 
 def _as_float32(array: Any) -> Any:

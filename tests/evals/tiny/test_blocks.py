@@ -27,6 +27,8 @@ from moecheck.evals.tiny.weights import MoEWeights, assembled, random_tensors
 from moecheck.formats import store
 from moecheck.mutants.call import Call, predict
 from moecheck.numerics import INPUT, Numerics
+from moecheck.quantized_inputs import dequantised
+from moecheck.runner.arrays import to_numpy
 from tests.bounds import largest_z
 from tests.evals.random_models import small
 
@@ -104,6 +106,31 @@ def test_a_kernel_in_a_block_is_within_rounding_of_the_reference(name: str, kern
     assert z.max() <= largest_z(z.size)
 
 
+@pytest.mark.parametrize("kernel", ["torch/fp8_channel", "torch/fp8_block", "torch/fp8_block_ue8m0"])
+def test_a_kernel_of_fp8_weights_gets_the_models_weights_quantised(kernel: str) -> None:
+    """Its output is within rounding of the reference on what its codes stand for, nearer than to the plain one."""
+    name = "tiny-qwen3-moe"
+    layer, config = LAYERS[name], CONFIGS[name]
+    function, declaration = find_kernel(kernel, None)
+    check_fits(declaration, config, "fp8")
+    block = KernelBlock(function, declaration, layer, config, precision="fp8")
+    output = block(HIDDEN).output.numpy()
+    constants = {key: to_numpy(value) for key, value in block.call.constants.items()}
+    case = config.case("fused_experts", num_tokens=TOKENS, dtype="bf16")
+    assert isinstance(block.call.spec, moecheck.ExpertSpec)
+    of_codes = replace(case, spec=replace(case.spec, experts=block.call.spec))
+    weights, ids, _ = block.reference.route(router_logits(HIDDEN, layer.router))
+    slots = {"topk_weights": weights.numpy(), "topk_ids": ids.int().numpy()}
+    given = {"hidden_states": store(HIDDEN.double().numpy(), "bf16"), **slots}
+    plain = {key: store(value.double().numpy(), "bf16") for key, value in (("w13", layer.w13), ("w2", layer.w2))}
+    z = {}
+    for which, arrays in (("codes", dequantised(of_codes, {**given, **constants})), ("plain", {**given, **plain})):
+        expected = predict(Call(case=case, inputs=arrays), declaration.numerics, np.zeros(1), "bf16")
+        z[which] = np.abs(output - expected.value) / expected.sigma
+    assert z["codes"].max() <= largest_z(output.size)
+    assert np.sqrt(np.mean(z["codes"] ** 2)) < np.sqrt(np.mean(z["plain"] ** 2))  # the kernel's own error is one term
+
+
 def test_a_kernel_gets_its_own_arrangement_of_the_weights() -> None:
     """Up first, transposed, hidden states wider than the model's: the output is the same."""
     layout = moecheck.WeightLayout(gate_up="up_first", transposed=True, hidden_multiple=48)
@@ -146,7 +173,9 @@ def test_a_kernel_that_writes_into_its_input_leaves_the_model_as_it_was() -> Non
         pytest.param("torch/permute", "fp32", "computes permute", id="an op that is no part of a layer"),
         pytest.param("torch/fp8_block", "fp32", "w13_scale", id="weights that the model does not have"),
         pytest.param("transformers/glm4_moe_block", "fp32", "other semantics", id="semantics of another model"),
-        pytest.param("torch/index_add", "fp8", "precision fp8", id="a precision of the reference path"),
+        pytest.param("torch/index_add", "fp8", "takes no fp8_e4m3fn weights", id="no quantised weights"),
+        pytest.param("torch/topk_routing", "fp8", "fp8 weights are of fused_experts", id="no weights at all"),
+        pytest.param("torch/fp8_tensor", "fp8", "scales of their own", id="static scales"),
     ],
 )
 def test_a_kernel_that_does_not_fit_is_unsupported(kernel: str, precision: str, why: str) -> None:
