@@ -8,7 +8,9 @@ import zipfile
 from pathlib import Path
 
 LINKED = ("references", "kernels", "evals")
-SUFFIXES = {".py", ".j2", ".css", ".js", ".html", ".md", ".json", ".yaml", ".typed", ".cu", ".cuh", ".cpp", ".h"}
+SUFFIXES = {".py", ".j2", ".css", ".js", ".html", ".md", ".json", ".yaml", ".typed", ".cu", ".cuh", ".cpp", ".h", ".jsonl",
+            ".safetensors"}  # fmt: skip
+NAMES = {"py.typed", "SHA256SUMS"}
 
 
 def expected(source: Path) -> set[str]:
@@ -18,7 +20,7 @@ def expected(source: Path) -> set[str]:
         f"{prefix}/{path.relative_to(folder).as_posix()}"
         for prefix, folder in folders.items()
         for path in folder.rglob("*")
-        if path.is_file() and (path.suffix in SUFFIXES or path.name == "py.typed") and "__pycache__" not in path.parts
+        if path.is_file() and (path.suffix in SUFFIXES or path.name in NAMES) and "__pycache__" not in path.parts
     }
 
 
