@@ -37,6 +37,15 @@ def test_matrices_are_the_same_bits_in_every_way_of_asking(dtype: str) -> None:
         np.testing.assert_array_equal(to_float64(whole[expert]), stack.float64(expert))
 
 
+@pytest.mark.parametrize("rows", [24, 700])
+def test_each_row_begins_where_starts_says(rows: int) -> None:
+    """By which a device makes the same matrices."""
+    stack = WindowStack.plain(("key", "w13"), (3, rows, 40), scale=0.25, dtype="fp32")
+    for expert in range(3):
+        expected = [stack.bank[start : start + 40] for start in stack.starts(expert)]
+        np.testing.assert_array_equal(stack.expert(expert), expected)
+
+
 def test_no_two_rows_are_equal_and_neighbours_are_unrelated() -> None:
     """Along experts, rows and columns: what a kernel reads that is off by one, or by a block, is another number."""
     whole = to_float64(WindowStack.plain(("key", "w2"), (16, 256, 192), scale=1.0, dtype="fp32").all())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from moecheck.runner.arrays import TORCH_BACKENDS, device_of
@@ -23,13 +23,33 @@ def launches(backend: str, *, wanted: bool) -> Iterator[list[str]]:
     if not wanted or backend not in TORCH_BACKENDS or device_of(backend) != "cuda":
         yield names
         return
+    stop = _profiled()
+    yield names  # what is raised here is the kernel's
+    names += stop()
+
+
+def _profiled() -> Callable[[], list[str]]:
+    """Start the profiler; the function stops it and gives the names. What fails in it is a name of its own."""
     import torch
 
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        yield names
-        torch.cuda.synchronize()
-    on_device = [event for event in profiler.events() if event.device_type.name == "CUDA"]
-    names += distinct(event.name for event in sorted(on_device, key=lambda event: event.time_range.start))
+    try:
+        profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+        profiler.start()
+    except Exception as error:  # a profiler that cannot start says nothing of the kernel
+        reason = f"unknown, {type(error).__name__}"
+        return lambda: [reason]
+
+    def stop() -> list[str]:
+        try:
+            torch.cuda.synchronize()
+            profiler.stop()
+            events = profiler.events()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            found = [event for event in events if event.device_type.name == "CUDA"]
+            return distinct(event.name for event in sorted(found, key=lambda event: event.time_range.start))
+        except Exception as error:  # as above; a fault of the kernel's was raised before, where it was waited for
+            return [f"unknown, {type(error).__name__}"]
+
+    return stop
 
 
 def distinct(names: Iterator[str]) -> list[str]:

@@ -283,9 +283,12 @@ class _KernelLoop:
         timeout = 4 * self.settings.timeout + 2 * self.run.plan.import_seconds
         try:
             tried = self.pool.wait(self.pool.submit(run_trials, self.run.plan.target, case, timeout=timeout))
-        except (WorkerTimeout, WorkerDied) as error:
+        except WorkerTimeout:
+            message = f"Calls by a graph and on other streams took longer than {timeout:g} s."
+            return [Judgement(check="on_device", verdict=Verdict.TIMEOUT, message=message)]
+        except WorkerDied as error:
             self.deaths += 1
-            message = f"A call by a graph or on another stream ended its process: {error}"
+            message = f"In calls by a graph and on other streams: {error}"
             return [Judgement(check="on_device", verdict=Verdict.CRASH, message=message)]
         if any(isinstance(outcome, str) for outcome in tried.values()):
             self.pool.renew()  # what a failed capture leaves behind is not held against the cases that follow

@@ -15,7 +15,7 @@ from moecheck.checks.finding import Judgement, Verdict
 from moecheck.kernel import Declaration, describe
 from moecheck.ops import OPS
 from moecheck.runner.cuda_graph import NotCapturable
-from moecheck.runner.launches import distinct
+from moecheck.runner.launches import distinct, launches
 from moecheck.runner.on_device import LAWS, TRIALS, other_values
 from moecheck.runner.plan import Plan
 from moecheck.runner.target import Target
@@ -240,6 +240,22 @@ def test_trials_are_of_torch_kernels_on_a_device() -> None:
     assert triable(plan, case)
     assert not triable(plan, replace(case, num_tokens=1))
     assert not triable(replace(plan, device="cpu"), case)
+
+
+def test_a_profiler_that_fails_is_not_the_kernels_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call goes on, and the finding says that the names are unknown."""
+
+    def broken(**_: Any) -> Any:
+        raise RuntimeError("no counters")
+
+    monkeypatch.setattr("moecheck.runner.launches.device_of", lambda backend: "cuda")
+    monkeypatch.setattr("torch.profiler.profile", broken)
+    with launches("torch", wanted=True) as names:
+        pass
+    assert names == ["unknown, RuntimeError"]
+    with launches("torch", wanted=False) as names:
+        pass
+    assert names == []
 
 
 def test_launched_names_are_short_and_distinct() -> None:
