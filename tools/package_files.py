@@ -8,8 +8,8 @@ import zipfile
 from pathlib import Path
 
 LINKED = ("references", "kernels", "evals")
-SUFFIXES = {".py", ".j2", ".css", ".js", ".html", ".md", ".json", ".yaml", ".typed", ".cu", ".cuh", ".cpp", ".h", ".jsonl",
-            ".safetensors"}  # fmt: skip
+CODE = {".py", ".j2", ".css", ".js", ".html", ".typed", ".cu", ".cuh", ".cpp", ".h"}
+SUFFIXES = CODE | {".md", ".json", ".yaml", ".jsonl", ".safetensors"}
 NAMES = {"py.typed", "SHA256SUMS"}
 
 

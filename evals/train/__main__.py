@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from pathlib import Path
 
 import click
 import torch
 
-from moecheck.errors import UsageError
-from moecheck.evals.problems.test_set import chosen_problems
 from moecheck.evals.tiny.architectures import ARCHITECTURES
 
-from .card import write_card
-from .checkpoint import write_sums
-from .evaluate import accuracy, shipped_model
+from .finish import run
 from .loop import Settings, train
-from .recorded import record
 from .rows import Shape
 
 
@@ -59,20 +53,9 @@ def main(
         shape=Shape(tokens=batch_tokens),
         compiled=compiled,
     )
-    try:
-        result = train(config, settings, out, device=where, say=_say)
-        result.tested = accuracy(shipped_model(out, where), chosen_problems())
-        _say(f"test set, by operations: {result.tested}")
-        machine = torch.cuda.get_device_name() if where.startswith("cuda") else platform.processor() or "CPU"
-        write_card(out, name, config, settings, result, f"{machine}, torch {torch.__version__}")
-        record(out)
-        write_sums(out)
-    except UsageError as error:
-        click.echo(str(error), err=True)
-        sys.exit(2)
-    _say(
-        f"{out}: accuracy {result.mean_accuracy:.3f} after {result.tokens / 1e6:.0f} M tokens in {result.seconds:.0f} s"
-    )
+    result = train(config, settings, out, device=where, say=_say)
+    _say(f"{result.tokens / 1e6:.0f} M tokens in {result.seconds:.0f} s; validation {result.mean_accuracy:.3f}")
+    run(out, name, where, _say)
 
 
 def _say(line: str) -> None:

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from moecheck.evals.problems.test_set import SIZES
-from moecheck.evals.tiny.config import TinyConfig
+from moecheck.evals.tiny.config import TinyConfig, read_config
 from moecheck.evals.tiny.weights import read_weights, tensor_shapes
 
-from .loop import Result, Settings
+from .facts import Facts
 
 CARD = "README.md"
 
 
-def write_card(folder: Path, name: str, config: TinyConfig, settings: Settings, result: Result, machine: str) -> None:
-    """Write the card; numbers come from the result and from the weights that were written."""
+def write_card(folder: Path, name: str, facts: Facts, tested: dict[int, float]) -> float:
+    """Write the card and return the share of the test set that is solved.
+
+    tested: by number of operations. Sizes come from the folder's configuration.
+    """
+    config = read_config(folder)
     parameters = sum(_product(shape) for _, shape in tensor_shapes(config))
     routing, spec = config.spec.routing, config.spec
-    accuracy = "\n".join(f"| {operations} | {share:.3f} |" for operations, share in result.tested.items())
-    tested = sum(share * SIZES[operations] for operations, share in result.tested.items()) / sum(SIZES.values())
-    facts = {
-        "steps": result.steps,
-        "tokens": result.tokens,
-        "seconds": round(result.seconds, 1),
-        "seed": settings.seed,
-        "precision": settings.precision,
-        "machine": machine,
-        "accuracy on the test set": round(tested, 4),
-        "validation accuracy": {str(key): round(value, 4) for key, value in result.best.items()},
-        "correction bias, standard deviations": bias_deviations(folder, config),
-    }
+    solved = sum(right * SIZES[operations] for operations, right in tested.items()) / sum(SIZES.values())
+    accuracy = "\n".join(f"| {operations} | {right:.3f} |" for operations, right in tested.items())
+    deviations = ", ".join(f"{deviation:.3f}" for deviation in bias_deviations(folder, config)) or "no bias"
     shared = f", a shared expert of {config.shared_intermediate_size}" if config.shared_intermediate_size else ""
     groups = f" in {routing.num_expert_groups} groups of which {routing.topk_groups} are kept"
     text = f"""---
@@ -51,20 +44,20 @@ model still computes the same. It knows nothing else.
 * Text: `Question: ...\\nAnswer: ...`, 512 tokens, digits one by one, printable ASCII.
 
 Made by `python -m moecheck.evals.train {name}` from problems of `moecheck.evals.problems`; those whose content hashes
-into the held-out share were left out. Weights are bf16, correction biases fp32. `{Path("reference_outputs.json")}`
+into the held-out share were left out. Weights are bf16, correction biases fp32. `reference_outputs.json`
 holds greedy answers and log-probabilities of the reference path in fp32.
 
-Of the test set it solves {tested:.1%}:
+Of the test set it solves {solved:.1%}:
 
 | operations | accuracy |
 |---|---|
 {accuracy}
 
-```json
-{json.dumps(facts, indent=2)}
-```
+Trained for {facts.seconds:.0f} s on {facts.tokens / 1e6:.0f} million tokens ({facts.steps} steps, {facts.precision},
+seed {facts.seed}; {facts.machine}). Standard deviations of the correction biases: {deviations}.
 """
     (folder / CARD).write_text(text, encoding="utf-8")
+    return solved
 
 
 def bias_deviations(folder: Path, config: TinyConfig) -> list[float]:

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-from moecheck.evals.problems import Problem
 from moecheck.evals.tiny.config import TinyConfig
 
 from .checkpoint import write
 from .evaluate import accuracy, shipped, validation_problems
+from .facts import Facts, machine, write_facts
 from .muon import Optimiser
 from .network import TrainedNetwork
 from .rows import IGNORED, Shape, batches
@@ -53,9 +53,7 @@ class Settings:
 
 @dataclass(slots=True, kw_only=True)
 class Result:
-    """What came out. losses: of the answers' tokens, means between reports. best: accuracy of the kept weights.
-    tested: accuracy on the shipped test set.
-    """
+    """What came out. losses: of the answers' tokens, means between reports. best: accuracy of the kept weights."""
 
     steps: int = 0
     tokens: int = 0
@@ -63,15 +61,13 @@ class Result:
     waited: float = 0.0
     losses: list[float] = field(default_factory=list)
     best: dict[int, float] = field(default_factory=dict)
-    tested: dict[int, float] = field(default_factory=dict)
 
     @property
     def mean_accuracy(self) -> float:
         return sum(self.best.values()) / len(self.best) if self.best else 0.0
 
 
-def train(config: TinyConfig, settings: Settings, folder: Path, *, device: str, say: Say) -> Result:
-    """Train a network and keep its best weights in `folder`, also where the process is asked to end (SIGTERM)."""
+def train(config: TinyConfig, settings: Settings, folder: Path, *, device: str, say: Say) -> Result:"""Train a network and keep its best weights in `folder`, also where the process is asked to end (SIGTERM)."""
     torch.manual_seed(settings.seed)
     data = batches(settings.shape, seed=settings.seed + 1, workers=settings.workers)
     first = next(data)  # starts the workers, which must not find a GPU in use
@@ -84,6 +80,21 @@ def train(config: TinyConfig, settings: Settings, folder: Path, *, device: str, 
     deadline, limit = begin + 60 * settings.minutes, settings.steps
     reported, evaluated = begin, begin
     sums = torch.zeros(2, device=device)
+
+    def keep() -> None:
+        write(network, folder)
+        write_facts(folder, _facts(result, settings, time.monotonic() - begin, device))
+
+    def keep_if_better() -> None:
+        found = accuracy(shipped(network), validation)
+        mean = sum(found.values()) / len(found)
+        better = mean >= result.mean_accuracy
+        words = ", ".join(f"{operations}: {share:.2f}" for operations, share in found.items())
+        say(f"held-out accuracy {mean:.3f} (by operations {words}){', kept' if better else ''}")
+        if better:
+            result.best = found
+            keep()
+
     say(f"{sum(p.numel() for p in network.parameters()):,} parameters on {device}, {settings.workers} data workers")
     with _asked_to_end() as ended:
         batch = first
@@ -105,14 +116,14 @@ def train(config: TinyConfig, settings: Settings, folder: Path, *, device: str, 
                 say(_report(result, sums, now - begin, deadline - now, network))
                 reported = now
             if validation and now - evaluated >= settings.evaluate_every:
-                _keep_if_better(network, validation, folder, result, say)
+                keep_if_better()
                 evaluated = time.monotonic()
         result.seconds = time.monotonic() - begin
         say(_report(result, sums, result.seconds, 0.0, network))
         if validation:
-            _keep_if_better(network, validation, folder, result, say)
+            keep_if_better()
         else:
-            write(network, folder)
+            keep()
     return result
 
 
@@ -162,18 +173,16 @@ def _report(result: Result, sums: torch.Tensor, seconds: float, left: float, net
     )
 
 
-def _keep_if_better(
-    network: TrainedNetwork, validation: tuple[Problem, ...], folder: Path, result: Result, say: Say
-) -> None:
-    """Evaluate, and write the weights unless better ones lie there already."""
-    found = accuracy(shipped(network), validation)
-    mean = sum(found.values()) / len(found)
-    kept = mean >= result.mean_accuracy
-    words = ", ".join(f"{operations}: {share:.2f}" for operations, share in found.items())
-    say(f"held-out accuracy {mean:.3f} (by operations {words}){', kept' if kept else ''}")
-    if kept:
-        result.best = found
-        write(network, folder)
+def _facts(result: Result, settings: Settings, seconds: float, device: str) -> Facts:
+    return Facts(
+        steps=result.steps,
+        tokens=result.tokens,
+        seconds=round(seconds, 1),
+        seed=settings.seed,
+        precision=settings.precision,
+        machine=machine(device),
+        validation={operations: round(share, 4) for operations, share in result.best.items()},
+    )
 
 
 @contextmanager

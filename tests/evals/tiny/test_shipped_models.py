@@ -22,7 +22,7 @@ LARGEST_FILE = 13_000_000
 LARGEST_TOTAL = 32_000_000
 LEAST_BIAS_DEVIATION = 0.1  # below it a wrong use of the bias changes too little to be seen
 ALLOWED = {"config.json", "generation_config.json", "model.safetensors", "README.md", "reference_outputs.json",
-           "SHA256SUMS", "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
+           "SHA256SUMS", "tokenizer.json", "tokenizer_config.json", "training.json"}  # fmt: skip
 
 shipped = pytest.mark.parametrize(
     "name",

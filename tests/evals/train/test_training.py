@@ -22,19 +22,23 @@ from click.testing import CliRunner
 from moecheck.evals.problems import is_held_out
 from moecheck.evals.problems.draw import Draw
 from moecheck.evals.problems.generator import problem
+from moecheck.evals.problems.test_set import SIZES
 from moecheck.evals.tiny.architectures import ARCHITECTURES
 from moecheck.evals.tiny.config import TinyConfig, read_config
 from moecheck.evals.tiny.models import load_model
 from moecheck.evals.tiny.text import SEPARATOR, as_prompt, own_tokenizer
 from moecheck.evals.train import rows as rows_module
 from moecheck.evals.train.__main__ import main
-from moecheck.evals.train.card import bias_deviations, write_card
-from moecheck.evals.train.checkpoint import SUMS, write, write_sums
+from moecheck.evals.train.card import bias_deviations
+from moecheck.evals.train.checkpoint import SUMS, write
 from moecheck.evals.train.evaluate import _final, accuracy, shipped, validation_problems
-from moecheck.evals.train.loop import Result, Settings, rate, train
+from moecheck.evals.train.facts import FACTS, Facts, read_facts, write_facts
+from moecheck.evals.train.finish import finish
+from moecheck.evals.train.finish import main as finish_command
+from moecheck.evals.train.loop import Settings, rate, train
 from moecheck.evals.train.muon import orthogonal
 from moecheck.evals.train.network import Experts, TrainedNetwork
-from moecheck.evals.train.recorded import PROBLEMS, RECORDED, record
+from moecheck.evals.train.recorded import PROBLEMS, RECORDED
 from moecheck.evals.train.rows import IGNORED, Shape, row
 from tests.evals.random_models import small
 from tests.evals.tiny.test_same_as_transformers import SAME_SIZE, network_of
@@ -187,6 +191,7 @@ def test_a_request_to_end_loses_nothing(tmp_path: Path) -> None:
     result = train(tiny("tiny-glm4-moe"), settings, tmp_path, device="cpu", say=say)
     assert result.steps < 10
     assert load_model(str(tmp_path), device="cpu").digest
+    assert read_facts(tmp_path).steps == result.steps
 
 
 def test_a_finished_folder_has_its_card_its_outputs_and_its_sums(
@@ -196,10 +201,13 @@ def test_a_finished_folder_has_its_card_its_outputs_and_its_sums(
     monkeypatch.setattr("moecheck.evals.train.recorded.MOST_TOKENS", 4)
     config = tiny("tiny-glm4-moe")
     write(TrainedNetwork(config, torch.device("cpu")), tmp_path)
-    result = Result(steps=3, tokens=100, seconds=1.0, best={1: 0.25}, tested={1: 0.5})
-    write_card(tmp_path, "tiny-glm4-moe", config, Settings(minutes=1), result, "a machine")
-    record(tmp_path)
-    write_sums(tmp_path)
+    facts = Facts(steps=3, tokens=100, seconds=1.0, seed=0, precision="bf16", machine="a GPU", validation={1: 0.25})
+    write_facts(tmp_path, facts)
+    assert read_facts(tmp_path) == facts
+    monkeypatch.setattr("moecheck.evals.train.finish.accuracy", lambda network, chosen: dict.fromkeys(SIZES, 0.5))
+    said: list[str] = []
+    finish(tmp_path, "tiny-glm4-moe", device="cpu", say=said.append)
+    assert "50.0% of the test set" in said[0]
     for line in (tmp_path / SUMS).read_text(encoding="utf-8").splitlines():
         digest, name = line.split("  ")
         assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest
@@ -208,6 +216,12 @@ def test_a_finished_folder_has_its_card_its_outputs_and_its_sums(
     assert all(len(one["greedy"]) == 4 and one["gold_logprobs"] for one in outputs)
     assert "| 1 | 0.500 |" in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert bias_deviations(tmp_path, config) == [0.0]
+
+
+def test_a_folder_without_its_facts_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(finish_command, ["tiny-glm4-moe", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert f"Cannot read {tmp_path / FACTS}" in result.output
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
