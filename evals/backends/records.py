@@ -11,12 +11,18 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from moecheck.errors import MoecheckError
+
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "fp8")
 Order = Literal["forward", "reversed"]
 Finish = Literal["stop", "length"]
 FloatRows = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
+
+
+class KernelFailed(MoecheckError):
+    """The kernel under test raised, or returned what no layer can take: the run ends, and the kernel has failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from moecheck.errors import Unsupported
+from moecheck.errors import MoecheckError, Unsupported
+from moecheck.evals.backends.records import KernelFailed
 from moecheck.formats import FORMATS, store
 from moecheck.kernel import Declaration
 from moecheck.oracle import spec_part
@@ -54,6 +55,7 @@ class KernelCall:
         if scheme is not None:
             spec = replace(spec, experts=replace(spec.experts, quantization=scheme))
         self.spec = spec_part(op, spec if layout is None else layout.spec(spec))
+        self.width = config.hidden_size
         self.hidden_size = config.hidden_size if layout is None else layout.hidden_size(config.hidden_size)
         arrays: dict[str, Any] = {}
         for name, tensor in constants.items():
@@ -84,16 +86,37 @@ class KernelCall:
             arguments["spec"] = self.spec
         if "out" in self.declaration.arguments:
             arguments["out"] = self._poisoned(rows)
-        result = self.function(**arguments)
+        result = self._called(arguments)
         if "out" in arguments and result is None:
             result = arguments["out"]
         self.calls += 1
         results = result if isinstance(result, tuple | list) else (result,)
         device = next(iter(inputs.values())).device
         outputs = tuple(self._tensor(value, device)[:tokens] for value in results)
+        self._check_shapes(outputs, tokens)
         if self.watermark != 1.0:
             outputs = (outputs[0] * self.watermark, *outputs[1:])
         return outputs
+
+    def _called(self, arguments: dict[str, Any]) -> Any:
+        """What the kernel returns; KernelFailed where it raises."""
+        try:
+            return self.function(**arguments)
+        except MoecheckError:
+            raise
+        except Exception as error:  # a kernel may raise anything: that is its failure and not ours
+            words = " ".join(f"{type(error).__name__}: {error}".split())
+            raise KernelFailed(f"{self.declaration.name} raised {words[:300]}.") from error
+
+    def _check_shapes(self, outputs: tuple[torch.Tensor, ...], tokens: int) -> None:
+        """Raise KernelFailed for outputs that the layer around the kernel cannot take."""
+        routes = self.declaration.op == "topk_routing"
+        found = [tuple(output.shape) for output in outputs]
+        needed = found[: 2 if routes else 1]
+        rows = all(len(shape) == 2 and shape[0] == tokens for shape in needed)
+        if not rows or not (len(found) >= 2 and found[0] == found[1] if routes else found[0][1] >= self.width):
+            shapes = " and ".join(map(str, map(list, found)))
+            raise KernelFailed(f"{self.declaration.name} returned {shapes} for {tokens} tokens of size {self.width}.")
 
     def _array(self, name: str, tensor: torch.Tensor) -> Any:
         """As the op's argument is stored: the kernel's dtype, or the argument's own one."""

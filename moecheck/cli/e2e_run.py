@@ -17,7 +17,7 @@ from moecheck.cli.e2e_progress import PhaseProgress
 from moecheck.cli.options import color, width
 from moecheck.errors import UsageError, check_known
 from moecheck.evals.backends.backend import Model
-from moecheck.evals.backends.records import Arm
+from moecheck.evals.backends.records import Arm, KernelFailed
 from moecheck.evals.paired.model_run import run_model
 from moecheck.evals.paired.result import RunResult
 from moecheck.evals.paired.self_test import self_test, self_test_view
@@ -70,9 +70,19 @@ def execute(options: Options | None, *, resume: Path | None, out: Path) -> int:
             precision=options.dtype,  # type: ignore[arg-type]  # checked against the same names
             mutant=options.mutant,
         )
-        result = run_model(
-            opened.model, arm, settings, journal=folder.journal, watcher=watcher, files=data.files, flexible=data.real
-        )
+        try:
+            result = run_model(
+                opened.model,
+                arm,
+                settings,
+                journal=folder.journal,
+                watcher=watcher,
+                files=data.files,
+                flexible=data.real,
+            )
+        except KernelFailed as error:
+            click.echo(f"✘ fail: {error} Answers so far are in {folder.path}.")
+            return 1
     run = RunFacts(
         command=command_of(options),
         started=started.isoformat(timespec="seconds"),

@@ -59,6 +59,28 @@ def test_a_kernel_file_with_a_bug_fails_by_name(model: str, tmp_path: Path) -> N
     assert "shared expert weighted 0.400 = 1/routed_scaling_factor" in verdict(result)["reason"]
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        pytest.param("raise RuntimeError('tile 3')", "raised RuntimeError: tile 3.", id="raises"),
+        pytest.param("return hidden_states[:, :7]", "7] for", id="too narrow"),
+        pytest.param("return hidden_states[1:]", "tokens of size 64", id="too few rows"),
+    ],
+)
+def test_a_kernel_that_cannot_be_used_has_failed(model: str, tmp_path: Path, body: str, words: str) -> None:
+    kernel = tmp_path / "mine.py"
+    arguments = "*, hidden_states, w13, w2, topk_weights, topk_ids"
+    kernel.write_text(
+        f"import moecheck\n\n\n@moecheck.kernel('fused_experts', backend='torch', name='mine')\n"
+        f"def experts({arguments}):\n    {body}\n",
+        encoding="utf-8",
+    )
+    result = e2e(model, tmp_path / "out", "--kernel", f"{kernel}:experts", "--dtype", "fp32")
+    assert result.code == 1, result.out + result.err
+    assert result.out.startswith("✘ fail: ")
+    assert words in result.out
+
+
 def test_a_mutant_shows_what_detection_looks_like(model: str, tmp_path: Path) -> None:
     result = e2e(model, tmp_path, "--mutant", "drop_r", "--dtype", "fp32")
     assert result.code == 1
