@@ -36,8 +36,8 @@ def verdict(signals: Sequence[Signal], *, missing: str | None) -> Verdict:
         return Verdict(outcome=Outcome.INCONCLUSIVE, reason=f"No evidence that the candidate ran: {missing}.")
     failed = [signal for signal in signals if signal.outcome is Outcome.FAIL]
     if failed:
-        others = ", ".join(signal.name for signal in failed[1:])
-        reason = _sentence(failed[0]) + (f" Failed as well: {others}." if others else "")
+        as_well = ", ".join(signal.name for signal in failed[1:])
+        reason = _sentence(failed[0]) + (f" Failed as well: {as_well}." if as_well else "")
         return Verdict(outcome=Outcome.FAIL, reason=reason, deciding=failed[0].name)
     sensitive = [one for one in signals if one.name != ACCURACY and one.outcome is not Outcome.ABSENT]
     undecided = [signal for signal in sensitive if signal.outcome is Outcome.INCONCLUSIVE]
