@@ -67,7 +67,8 @@ class Result:
         return sum(self.best.values()) / len(self.best) if self.best else 0.0
 
 
-def train(config: TinyConfig, settings: Settings, folder: Path, *, device: str, say: Say) -> Result:"""Train a network and keep its best weights in `folder`, also where the process is asked to end (SIGTERM)."""
+def train(config: TinyConfig, settings: Settings, folder: Path, *, device: str, say: Say) -> Result:
+    """Train a network and keep its best weights in `folder`, also where the process is asked to end (SIGTERM)."""
     torch.manual_seed(settings.seed)
     data = batches(settings.shape, seed=settings.seed + 1, workers=settings.workers)
     first = next(data)  # starts the workers, which must not find a GPU in use
