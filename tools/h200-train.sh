@@ -5,6 +5,10 @@
 set -u
 OUT=${OUT:?set OUT to the folder for models and logs}
 MINUTES=${MINUTES:-6}
+if compgen -G ".whl/*.whl" >/dev/null; then
+  python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
+  export PYTHONPATH=/tmp/site:$PWD
+fi
 export TOKENIZERS_PARALLELISM=false
 for name in "$@"; do
   mkdir -p "$OUT/$name"
