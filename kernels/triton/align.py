@@ -106,7 +106,7 @@ def _align(
     if pairs <= FEW and num_experts <= FEW_EXPERTS and block_size <= 128:
         align_few_kernel[(1,)](
             ids, mapping, sorted_ids, expert_ids, total, starts, inverse, *sizes,
-            **of_ids, PERMUTES=permutation is not None, CHUNK=triton.next_power_of_2(max(16, pairs)),
+            **of_ids, PERMUTES=permutation is not None, CHUNK=FEW,
             BLOCK=triton.next_power_of_2(block_size), BLOCKS=triton.next_power_of_2(max(1, len(expert_ids))),
         )  # fmt: skip
         return
