@@ -14,6 +14,7 @@ import torch
 
 HEADER = Path(__file__).parent / "emulation" / "emulation.h"
 TOOLKIT = Path("/usr/local/cuda/include")
+ALIGNED = ("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error")  # as on a GPU, such an access is a fault
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # MoecheckDtype
 LAUNCH = re.compile(r"(\w+(?:<[\w, ]+>)?)<<<([^;]+?), ([^,;]+?), ([^,;]+?), stream>>>\(")
 DYNAMIC = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?([\w ]+?) (\w+)\[\];")
@@ -34,8 +35,9 @@ def build(sources: Path, folder: Path) -> Emulated:
         plain.write_text(as_plain_cpp(file.read_text(encoding="utf-8")), encoding="utf-8")
         objects.append(plain)
     library = folder / "kernels.so"
-    command = ["c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off", "-include", str(HEADER),
-               f"-I{sources}", f"-I{TOOLKIT}", *map(str, objects), "-o", str(library)]  # fmt: skip
+    flags = ("-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off", *ALIGNED)
+    includes = ("-include", HEADER, "-I", sources, "-I", TOOLKIT)
+    command = ["c++", *flags, *map(str, includes), *map(str, objects), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[:3000]
     return Emulated(library)
