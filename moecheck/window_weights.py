@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import as_strided
 
 from . import draw
 from .errors import CaseError
 from .formats import AnyArray, Float64, to_float64
 
-AT_A_TIME = 64  # rows that stay in the cache
+AT_A_TIME = 1 << 18  # entries, few enough to stay in the cache
 LONGEST, SHORTEST = 1 << 24, 1 << 14
 # Odd, so that its multiples modulo a power of two are all different; wider than a row, so that neighbours share
 # nothing; small enough for many rows in a row, which NumPy copies in one step, without keeping other threads waiting.
@@ -102,13 +101,15 @@ class WindowStack:
 
     def _parts(self, bank: AnyArray, expert: int) -> Iterator[tuple[slice, AnyArray]]:
         first, step, size = expert * self.rows, STEP % self._length, bank.itemsize
-        row = 0
+        at_a_time, memory, row = max(64, AT_A_TIME // self.columns), bank.view(f"u{size}"), 0
         while row < self.rows:
             start = (first + row) * step % self._length
             before_the_end = -(-(self._length - start) // step)
-            count = min(AT_A_TIME, self.rows - row, before_the_end)
-            view = as_strided(bank[start:], (count, self.columns), (step * size, size), writeable=False)
-            yield slice(row, row + count), view
+            count = min(at_a_time, self.rows - row, before_the_end)
+            view: AnyArray = np.ndarray(
+                (count, self.columns), memory.dtype, memory, offset=start * size, strides=(step * size, size)
+            )
+            yield slice(row, row + count), view.view(bank.dtype)
             row += count
 
     def all(self) -> AnyArray:

@@ -115,12 +115,13 @@ def _sums_are_exact(x: Float64, w: Float64) -> npt.NDArray[np.bool_]:
     these fp32 holds. So it is where both operands have few bits (mxfp4), whose sums often are ties of a bf16 store:
     noise would then break ties that every kernel rounds alike.
     """
-    of_x, most = _lowest_bit(x)[:, None], _largest(x) * _largest(w)
-    # A row's lowest bit is at most that of some of its columns, which tell in no time that most weights have many bits.
-    if not np.any(of_x * _lowest_bit(w[:, :SOME_COLUMNS])[None, :] * 2.0**24 > most):
+    of_x, some = _lowest_bit(x)[:, None], w[:, :SOME_COLUMNS]
+    # A row's lowest bit is at most that of some of its columns, and the largest weight at least the largest of these,
+    # which tell in no time that most weights have many bits.
+    if not np.any(of_x * _lowest_bit(some)[None, :] * 2.0**24 > _largest(x) * _largest(some)):
         return np.zeros((len(x), len(w)), np.bool_)
     step = of_x * _lowest_bit(w)[None, :]
-    if not np.any(step * 2.0**24 > most):
+    if not np.any(step * 2.0**24 > _largest(x) * _largest(w)):
         return np.zeros(step.shape, np.bool_)
     return np.asarray(np.abs(x) @ np.abs(w).T <= 2.0**24 * step)
 

@@ -15,7 +15,7 @@ from moecheck.checks.judge import Limits, judge
 from moecheck.formats import AnyArray, store, to_float64
 from moecheck.kernel import Declaration, describe
 from moecheck.numerics import Numerics
-from moecheck.oracle import Oracle
+from moecheck.oracle import Oracle, call_reference, reference_modules
 from moecheck.references.fused_experts import fused_experts
 from moecheck.relations.all_tokens import all_token_calls, crowd, judge_all_token_calls
 from moecheck.sampled_inputs import experts_seen, sampled_rows
@@ -49,7 +49,7 @@ def honest(inputs: dict[str, Any]) -> AnyArray:
 def judged(kernel: Kernel, case: Case = CASE, declaration: Declaration = DECLARATION) -> tuple[Judgement, ...]:
     """All that a run says of a kernel on a sampled case."""
     oracle, inputs = Oracle(), case.inputs()
-    weights = {name: inputs[name] for name in ("w13", "w2")}
+    weights: dict[str, Any] = {name: inputs[name] for name in ("w13", "w2")}
     out = kernel(inputs)
     found = judge(case, (out,), oracle, Limits(), NUMERICS).judgements
     if verdict_of(found) is not Verdict.PASS:
@@ -66,6 +66,34 @@ def test_an_honest_kernel_passes(load: str) -> None:
     assert {"all_tokens", "values", "statistics", "row_sizes", "sampled_crowd", "token_order"} <= {
         j.check for j in found
     }
+
+
+@pytest.mark.parametrize("op", ["moe_layer", "unpermute"])
+def test_other_ops_are_sampled_too(op: str) -> None:
+    """A whole layer and the sum of permuted rows: the reference with rounding passes, one wrong row fails."""
+    case = replace(CASE, op=op)
+    declaration = replace(DECLARATION, op=op, arguments=tuple(case.inputs()))
+    numerics = Numerics(act_times_up="input") if op == "moe_layer" else Numerics()
+    reference = getattr(reference_modules()[op], op)
+    oracle = Oracle()
+
+    def kernel(inputs: dict[str, Any]) -> AnyArray:
+        return store(call_reference(reference, case, inputs, numerics=numerics, dtype=case.dtype), case.dtype)
+
+    inputs = case.inputs()
+    weights: dict[str, Any] = {name: inputs[name] for name in ("w13", "w2") if name in inputs}
+    out = kernel(inputs)
+    assert verdict_of(judge(case, (out,), oracle, Limits(), numerics).judgements) is Verdict.PASS
+    further = tuple(kernel({**call.inputs, **weights}) for call in all_token_calls(case))
+    found = judge_all_token_calls(oracle, declaration, case, out, further, numerics)
+    assert verdict_of(found) is Verdict.PASS
+    wrong = further[0].copy()
+    wrong[[5, 6]] = wrong[[6, 5]]
+    found = judge_all_token_calls(oracle, declaration, case, out, (wrong, further[1]), numerics)
+    assert {j.check for j in found if j.verdict in FAILURES} == {"sampled_crowd"}
+    token = int(sampled_rows(case)[4])
+    out[token, 2] = 64.0
+    assert verdict_of(judge(case, (out,), oracle, Limits(), numerics).judgements) in FAILURES
 
 
 def outside(inputs: dict[str, Any]) -> int:
