@@ -10,6 +10,8 @@ from moecheck.quantization import SCHEMES
 
 from ._quantised_launch import BLOCK, quantised_experts
 
+FIRST_WITH_FP8 = (8, 9)
+
 
 @moecheck.kernel(
     "fused_experts",
@@ -153,6 +155,8 @@ def fp8_block_native(
     spec: moecheck.ExpertSpec,
 ) -> torch.Tensor:
     """As fp8_block by fp8 tensor cores, whose sums of 14 bits are added up in fp32 every 128 terms."""
+    if not hidden_states.is_cuda or torch.cuda.get_device_capability(hidden_states.device) < FIRST_WITH_FP8:
+        raise moecheck.Unsupported("needs a GPU with fp8 tensor cores, of compute capability 8.9 or later")
     return quantised_experts(
         hidden_states, topk_weights, topk_ids, expert_map, spec,
         first=(w13, w13_scale, w13_bias, None), second=(w2, w2_scale, w2_bias, None), group=BLOCK, native=True,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from moecheck import Unsupported
 from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES
 from moecheck.checks.judge import Limits, judge
@@ -24,7 +25,6 @@ KERNELS = (
     quantised_experts.fp8_tensor,
     quantised_experts.fp8_channel,
     quantised_experts.fp8_block,
-    quantised_experts.fp8_block_native,
     quantised_experts.int8_channel,
 )
 ORACLE = Oracle()
@@ -70,3 +70,10 @@ def test_rows_are_quantised_as_the_reference_does(group: int, dtype: torch.dtype
     wanted = quantize_blocks(x.astype(np.float64), name, (1, group))
     assert np.array_equal(codes.view(torch.uint8).numpy(), wanted.codes)
     assert np.array_equal(scales.numpy(), wanted.scales)
+
+
+def test_fp8_tensor_cores_are_no_part_of_an_interpreter() -> None:
+    kernel = quantised_experts.fp8_block_native
+    case = quantised_cases(declaration(kernel).quantizations, profile="quick", seed=1, dtypes=("bf16",), small=True)[0]
+    with pytest.raises(Unsupported, match="tensor cores"):
+        run(kernel, case, case.inputs())
