@@ -114,8 +114,8 @@ def layer_rows(result: RunResult) -> list[LayerRow]:
             LayerRow(
                 layer=fit.layer,
                 plan=fit.plan,
-                alpha=f"{fit.alpha:.5f}",
-                beta="–" if fit.beta is None else f"{fit.beta:.5f}",
+                alpha=f"{fit.alpha:.5f} ± {fit.alpha_error:.0e}",
+                beta="–" if fit.beta is None else f"{fit.beta:.5f} ± {fit.beta_error:.0e}",
                 residual=number(fit.residual),
                 worst_row=f"{number(fit.worst_row)} at token {fit.row}",
                 tokens=f"{fit.used}" + (f" (+{fit.left_out} left out)" if fit.left_out else ""),

@@ -20,6 +20,7 @@ from .limits import LIMITS, TIE_GAP, Limits
 from .signal import Outcome, Signal, absent
 
 NAME = "component attribution"
+ERRORS = 4.0  # standard errors of the fit that a factor may be off: elements of a row are not quite independent
 Float64 = npt.NDArray[np.float64]
 
 
@@ -27,16 +28,19 @@ Float64 = npt.NDArray[np.float64]
 class LayerFit:
     """One layer under one plan of calls (`whole`, or rows per call).
 
-    alpha, beta: the fit; beta is None without shared experts. residual: |y - fit| / |y_ref| over the tokens used.
-    worst_row: largest |y_t - fit_t| / (|routed_t| + |shared_t|), at token `row`; bad_rows: tokens above `row_limit`.
-    used: tokens of the fit. left_out: tokens whose experts differ, or that are ties where ids are hidden. finite: no
-    NaN or infinity in y. ids_known: whether the candidate's choice was seen.
+    alpha, beta: the fit; beta is None without shared experts. alpha_error, beta_error: its standard errors, which are
+    not small where few tokens are fitted or one component is much smaller than the other. residual: |y - fit| /
+    |y_ref| over the tokens used. worst_row: largest |y_t - fit_t| / (|routed_t| + |shared_t|), at token `row`;
+    bad_rows: tokens above `row_limit`. used: tokens of the fit. left_out: tokens whose experts differ, or that are ties
+    where ids are hidden. finite: no NaN or infinity in y. ids_known: whether the candidate's choice was seen.
     """
 
     layer: int
     plan: str
     alpha: float
     beta: float | None
+    alpha_error: float
+    beta_error: float
     residual: float
     worst_row: float
     row: int
@@ -65,6 +69,8 @@ def fit_layer(reference: LayerCapture, candidate: LayerCapture, *, plan: str, ro
             plan=plan,
             alpha=math.nan,
             beta=math.nan if len(parts) > 1 else None,
+            alpha_error=math.nan,
+            beta_error=math.nan,
             residual=math.nan,
             worst_row=math.nan,
             row=int(np.argmin(np.isfinite(y).all(axis=1))),
@@ -74,7 +80,7 @@ def fit_layer(reference: LayerCapture, candidate: LayerCapture, *, plan: str, ro
             finite=finite,
             ids_known=known,
         )
-    weights = _least_squares([part[use] for part in parts], y[use])
+    weights, errors = _least_squares([part[use] for part in parts], y[use])
     rest = y - sum(weight * part for weight, part in zip(weights, parts, strict=True))
     size = sum(np.linalg.norm(part, axis=1) for part in parts)
     rows = np.where(use, np.linalg.norm(rest, axis=1) / np.maximum(size, np.finfo(np.float32).tiny), 0.0)
@@ -84,6 +90,8 @@ def fit_layer(reference: LayerCapture, candidate: LayerCapture, *, plan: str, ro
         plan=plan,
         alpha=float(weights[0]),
         beta=float(weights[1]) if len(parts) > 1 else None,
+        alpha_error=float(errors[0]),
+        beta_error=float(errors[1]) if len(parts) > 1 else 0.0,
         residual=float(np.linalg.norm(rest[use])) / whole if whole else math.nan,
         worst_row=float(rows.max()),
         row=int(rows.argmax()),
@@ -104,7 +112,7 @@ def attribution(
     limits = _widened(LIMITS[precision], floors)
     bad = [(fit, _wrong(fit, limits, facts)) for fit in fits]
     failed = [(fit, words) for fit, words in bad if words]
-    worst = max(fits, key=lambda fit: _factor_error(fit) if fit.finite else math.inf)
+    worst = max(fits, key=lambda fit: _excess(fit) if fit.finite else math.inf)
     numbers = {
         "max_residual": max((fit.residual for fit in fits), key=_nan_last),
         "max_row_residual": max((fit.worst_row for fit in fits), key=_nan_last),
@@ -120,14 +128,15 @@ def attribution(
     else:
         layers = len({fit.layer for fit in fits})
         outcome = Outcome.PASS
-        message = f"in {layers} MoE layers the weights of the components are 1 within {_factor_error(worst):.2g}"
+        within = max(map(_factor_error, fits))
+        message = f"in {layers} MoE layers the weights of the components are 1 within {within:.2g}"
     return Signal(
         name=NAME,
         outcome=outcome,
         message=message,
-        value=_factor_error(worst),
+        value=_excess(worst) if worst.finite else math.nan,
         limit=limits.factor,
-        floor=max(map(_factor_error, floors), default=None),
+        floor=max(map(_excess, floors), default=None),
         numbers=numbers,
     )
 
@@ -148,10 +157,15 @@ def _comparable(reference: LayerCapture, candidate: LayerCapture) -> tuple[npt.N
     return np.ones(tokens, dtype=np.bool_), False
 
 
-def _least_squares(parts: Sequence[Float64], y: Float64) -> Float64:
+def _least_squares(parts: Sequence[Float64], y: Float64) -> tuple[Float64, Float64]:
+    """Weights of the parts and their standard errors, elements taken as independent."""
     gram = np.array([[np.vdot(one, two) for two in parts] for one in parts])
     right = np.array([np.vdot(part, y) for part in parts])
-    return np.asarray(np.linalg.lstsq(gram, right, rcond=None)[0], dtype=np.float64)
+    inverse = np.linalg.pinv(gram)
+    weights = inverse @ right
+    rest = y - sum(weight * part for weight, part in zip(weights, parts, strict=True))
+    variance = float(np.vdot(rest, rest)) / max(1, y.size - len(parts))
+    return weights, np.sqrt(np.maximum(np.diag(inverse), 0.0) * variance)
 
 
 def _factor_error(fit: LayerFit) -> float:
@@ -159,10 +173,22 @@ def _factor_error(fit: LayerFit) -> float:
     return max(abs(fit.alpha - 1), abs(fit.beta - 1) if fit.beta is not None else 0.0)
 
 
+def _noise(fit: LayerFit) -> float:
+    """What the fit of so few numbers leaves open."""
+    return ERRORS * max(fit.alpha_error, fit.beta_error)
+
+
+def _excess(fit: LayerFit) -> float:
+    """The factor's error beyond that."""
+    alpha = abs(fit.alpha - 1) - ERRORS * fit.alpha_error
+    beta = abs(fit.beta - 1) - ERRORS * fit.beta_error if fit.beta is not None else 0.0
+    return max(alpha, beta, 0.0)
+
+
 def _widened(limits: Limits, floors: Sequence[LayerFit]) -> Limits:
     """The limits, or twice what a legal variant does where that is more."""
     return Limits(
-        factor=max([limits.factor, *(2 * _factor_error(fit) for fit in floors)]),
+        factor=max([limits.factor, *(2 * _excess(fit) for fit in floors)]),
         residual=max([limits.residual, *(2 * fit.residual for fit in floors)]),
         row=max([limits.row, *(2 * fit.worst_row for fit in floors)]),
         kl=limits.kl,
@@ -176,7 +202,7 @@ def _wrong(fit: LayerFit, limits: Limits, facts: ModelFacts) -> str:
         return f"output of token {fit.row} is not finite"
     if not fit.used:
         return ""
-    named = name_weights(fit.alpha, fit.beta, facts, limits.factor)
+    named = name_weights(fit.alpha, fit.beta, facts, limits.factor + _noise(fit))
     rest = f"{100 * fit.residual:.2g} % of the output is no combination of the reference's components"
     if not fit.residual <= limits.residual:
         return f"{named}, and {rest}" if _factor_error(fit) > fit.residual and named else rest

@@ -16,7 +16,7 @@ from moecheck.evals.signals.factors import name_factor, name_weights
 from moecheck.evals.signals.limits import LIMITS, TIE_GAP
 from moecheck.evals.signals.routing import agreement, router_agreement
 from moecheck.evals.signals.signal import Outcome, Signal
-from tests.evals.signals.layers import FACTS, candidate, reference
+from tests.evals.signals.layers import FACTS, candidate, reference, rows
 
 
 def fit(capture: LayerCapture, output: LayerCapture, precision: Precision = "bf16") -> LayerFit:
@@ -65,6 +65,21 @@ def test_a_component_with_another_weight_is_named(alpha: float, beta: float, wor
     assert words in signal.message
     assert "every MoE layer" in signal.message
     assert signal.value == pytest.approx(max(abs(alpha - 1), abs(beta - 1)), abs=LIMITS["bf16"].factor)
+
+
+def test_few_tokens_and_a_small_component_leave_its_weight_open() -> None:
+    """Routed at a hundredth of the shared part: its fitted weight is noisy, as its standard error says."""
+    one = reference(tokens=6)
+    assert one.routed is not None
+    assert one.shared is not None
+    small = replace(one, routed=rows(one.routed / 100), output=rows(one.routed / 100 + one.shared))
+    noise = 0.003 * np.random.default_rng(4).normal(size=small.output.shape)
+    found = fit(small, replace(small, output=rows(small.output + noise)))
+    assert abs(found.alpha - 1) > LIMITS["bf16"].factor
+    assert found.alpha_error > found.beta_error
+    assert attribution([found], [], FACTS, "bf16").outcome is Outcome.PASS
+    wrong = replace(small, output=rows(3 * one.routed / 100 + one.shared + noise))
+    assert attribution([fit(small, wrong)], [], FACTS, "bf16").outcome is Outcome.FAIL
 
 
 def test_a_fault_in_one_layer_says_which() -> None:
