@@ -25,10 +25,10 @@ Rows = npt.NDArray[np.int16]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """tokens: of a batch. lengths: of its rows, one of which is drawn for each batch: the longer hold more examples."""
+    """tokens: of a batch. lengths: of its rows, drawn for each batch; the longest hold a prompt with five examples."""
 
     tokens: int = 81_920
-    lengths: tuple[int, ...] = (512, 512, 512, 512, 1024)
+    lengths: tuple[int, ...] = (512, 512, 512, 512, 1536)
 
 
 class Packed(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
