@@ -18,7 +18,8 @@ class FakeServer(ThreadingHTTPServer):
     """wrong: share of the questions answered wrongly. shift: size of the change of log-probabilities.
 
     echo: whether prompts have them. noise: whether they change from request to request. stream: whether it streams.
-    die_after: completions after which the process exits, if it `exits`, or the server answers no more.
+    slow: seconds before each answer. die_after: completions after which the process exits, if it `exits`, or the server
+    answers no more.
     """
 
     daemon_threads = True
@@ -27,6 +28,7 @@ class FakeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.options: dict[str, Any] = {
             "wrong": 0.0, "shift": 0.0, "echo": True, "die_after": None, "noise": False, "stream": True, "exits": False,
+            "slow": 0.0,
             "models": {"object": "list", "data": [{"id": "fake-moe"}]},
         } | options  # fmt: skip
         self.requests: list[dict[str, Any]] = []
@@ -60,6 +62,7 @@ class Handler(BaseHTTPRequestHandler):
                     os._exit(3)
                 self.connection.close()
                 return
+        time.sleep(options["slow"])
         if body.get("echo"):
             self._echo(body)
         elif body.get("stream") and options["stream"]:
