@@ -20,6 +20,8 @@ MODELS = (
     "gpt-oss-120b",
 )
 TOKENS = (1, 16, 64, 256, 1024, 4096, 16384)
+# Where no kernel runs on an accelerator: what a CPU does in a minute.
+MODELS_ON_CPU, TOKENS_ON_CPU = ("qwen3-30b-a3b-tp8",), (1, 16, 64)
 OPS = (*SAMPLED_OPS, *WHOLE_OPS)
 SAMPLE = 4  # tokens that the reference computes: it has many cases to look at, and every expert's matrices are large
 

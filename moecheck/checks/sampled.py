@@ -13,6 +13,7 @@ from moecheck.checks.place import names
 from moecheck.formats import AnyArray
 from moecheck.sampled_inputs import experts_seen, lazy_inputs, sampled_rows
 
+SAMPLED_TOKEN = "sampled token"  # what a row is called whose number is that in the sample
 Bool = npt.NDArray[np.bool_]
 # Exponent bits of the output formats: all set in an infinity and in NaN, which is faster seen than by np.isfinite.
 _EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
@@ -56,12 +57,13 @@ def finite_rows(out: AnyArray) -> Bool:
 
 def with_tokens(case: Case, judgement: Judgement) -> Judgement:
     """The judgement on sampled rows with the token that its row is."""
-    row = judgement.where.get("token")
+    row = judgement.where.get(SAMPLED_TOKEN)
     if row is None:
         return judgement
     token = int(sampled_rows(case)[row])
-    message = f"{judgement.message} Of the sampled tokens, number {row} is token {token}."
-    return replace(judgement, message=message, where={**judgement.where, "token": token})
+    where = {"token" if name == SAMPLED_TOKEN else name: place for name, place in judgement.where.items()}
+    message = f"{judgement.message} {SAMPLED_TOKEN[0].upper()}{SAMPLED_TOKEN[1:]} {row} is token {token}."
+    return replace(judgement, message=message, where={**where, "token": token})
 
 
 def _empty_rows(case: Case) -> Bool:

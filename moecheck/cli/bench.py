@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from moecheck.bench.cases import MODELS, OPS, SAMPLE, TOKENS, bench_case
+from moecheck.bench.cases import MODELS, MODELS_ON_CPU, OPS, SAMPLE, TOKENS, TOKENS_ON_CPU, bench_case
 from moecheck.bench.entry import Bench, Entry, with_ratios
 from moecheck.bench.run import Settings, Wanted, run_bench
 from moecheck.cli.options import color, cores, parse_tokens, positive, width
@@ -32,7 +32,7 @@ from moecheck.runner.pool import full_size_memory
 @click.option(
     "--model", multiple=True, metavar="NAME", help="Layer of a model; NAME-tp8 for one of 8 shards [several]."
 )
-@click.option("--tokens", default=",".join(map(str, TOKENS)), show_default=True, metavar="T,...", help="In a call.")
+@click.option("--tokens", metavar="T,...", help="In a call [1 to 16384 on a GPU, to 64 on a CPU].")
 @click.option("--dtype", multiple=True, metavar="D", help="bf16, fp16, fp32, or a scheme such as fp8-block [bf16].")
 @click.option("--baseline", metavar="SPEC", help="Kernel that the others are compared with [the first].")
 @click.option("--seconds", type=float, default=0.3, show_default=True, callback=positive, help="For timing one case.")
@@ -49,7 +49,7 @@ def bench(
     op: str | None,
     backend: str | None,
     model: tuple[str, ...],
-    tokens: str,
+    tokens: str | None,
     dtype: tuple[str, ...],
     baseline: str | None,
     seconds: float,
@@ -65,7 +65,7 @@ def bench(
         check_known("backend", backend, BACKENDS)
     for name in model:
         shard_of(name)
-    counts = parse_tokens(tokens)
+    counts = None if tokens is None else parse_tokens(tokens)
     started, start = datetime.now(UTC), time.monotonic()
     settings = Settings(
         seconds=seconds,
@@ -82,10 +82,14 @@ def bench(
         raise UsageError(f"No kernel of {' or '.join(ops)} can run here.")
     reference = found[0].declaration.name if baseline is None else baseline
     check_known("kernel of --baseline", reference, [one.declaration.name for one in found])
+    on_cpu = all(one.device != "cuda" for one in found)
+    model = model or (MODELS_ON_CPU if on_cpu else MODELS)
+    counts = counts or (TOKENS_ON_CPU if on_cpu else TOKENS)
+    tokens = ",".join(map(str, counts))
     wanted = [
         Wanted(model=name, case=bench_case(name, each, weights=weights, tokens=count, seed=seed, sample=sample))
         for each in ops
-        for name in model or MODELS
+        for name in model
         for weights in dtype or ("bf16",)
         for count in counts
     ]
