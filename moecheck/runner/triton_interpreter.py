@@ -8,6 +8,8 @@ casts round to nearest-even as the hardware does, and NumPy's warnings about Inf
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ml_dtypes
@@ -75,13 +77,38 @@ def correct() -> None:
         return _handle(out if out.dtype == bool else _encode(out, scalar), scalar)
 
     def silent_launch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), _patched_once():
             return launch(self, *args, **kwargs)
 
     for method in (create_fp_to_fp, cast_impl, create_dot, binary_op):
         setattr(builder, method.__name__, method)
     interpreter.GridExecutor.__call__ = silent_launch
     builder.corrected_by_moecheck = True
+
+
+@contextmanager
+def _patched_once() -> Iterator[None]:
+    """Within a launch, patch Triton's language modules once, not again at each call of a device function.
+
+    The interpreter does so at every call, which takes a quarter of all its time.
+    """
+    patch: Any = getattr(interpreter, "_patch_lang", None)
+    patched: dict[frozenset[int], Any] = {}
+    if patch is None:  # another release's way
+        yield
+        return
+
+    def once(function: Any) -> Any:
+        modules = frozenset(id(one) for one in function.__globals__.values() if one is tl or one is tl.core)
+        if modules not in patched:
+            patched[modules] = patch(function)
+        return patched[modules]
+
+    interpreter._patch_lang = once
+    try:
+        yield
+    finally:
+        interpreter._patch_lang = patch
 
 
 def check_internals() -> None:
