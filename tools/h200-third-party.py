@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -24,6 +25,7 @@ import numpy as np
 
 from moecheck.cases import Case
 from moecheck.checks.finding import Verdict
+from moecheck.checks.judge import Limits, judge
 from moecheck.formats import FORMATS, AnyArray
 from moecheck.identify import identify, judge_numerics
 from moecheck.kernel import Declaration
@@ -52,7 +54,7 @@ FEW = ((64, 8, 1024, 512, 2), (256, 8, 1024, 512, 4))
 def main() -> None:
     """Names, outputs or a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=("names", "collect", "identify"))
+    parser.add_argument("what", choices=("names", "collect", "identify", "judge"))
     parser.add_argument("path", nargs="*", type=Path)
     parser.add_argument("--only", default="")
     parser.add_argument("--jobs", type=int, default=14)
@@ -63,6 +65,8 @@ def main() -> None:
         print(*(kernel.declaration.name for kernel in _kernels(a.only)))
     elif a.what == "collect":
         _collect(a.path[0], a.only, a.jobs, a.seconds)
+    elif a.what == "judge":
+        _judge(a.path, a.only, a.most)
     else:
         _identify(a.path, a.only, a.most)
 
@@ -169,6 +173,20 @@ def _identify(paths: Sequence[Path], only: str, most: int) -> None:
                 flush=True,
             )
     paths[0].with_suffix(".json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+def _judge(paths: Sequence[Path], only: str, most: int) -> None:
+    passed: Counter[str] = Counter()
+    for name, case, numerics, out in _stored(paths):
+        if only not in name or case.elements > most:
+            continue
+        found = judge(case, (out,), Oracle(), Limits(), numerics).judgements
+        wrong = [judgement for judgement in found if judgement.verdict is not Verdict.PASS]
+        passed[name] += not wrong
+        for judgement in wrong:
+            print(f"{name} {case.id}: {judgement.check} {judgement.verdict.value} {judgement.message}")
+    for name, count in sorted(passed.items()):
+        print(f"{name:34} {count:3} outputs pass")
 
 
 def _stored(paths: Sequence[Path]) -> Iterator[tuple[str, Case, Numerics | None, AnyArray]]:

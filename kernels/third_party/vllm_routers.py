@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import moecheck
+from moecheck.spec import Scoring
 
 from ._require import Routed, require_fields
 from ._vllm import FUSED_MOE, LIBRARY, require_tokens
@@ -31,6 +32,14 @@ PLAIN: dict[str, tuple[object, ...]] = {
 }
 
 
+def _biased(scoring: Scoring) -> moecheck.MoESpec:
+    return moecheck.MoESpec(
+        routing=moecheck.RoutingSpec(
+            top_k=6, scoring=scoring, correction_bias="select", renormalize=True, routed_scaling_factor=2.5
+        )
+    )
+
+
 @moecheck.kernel("topk_routing", backend="cuda", name="vllm/fused_topk", numerics=FP32, deterministic=True)
 def fused_topk(*, router_logits: torch.Tensor, spec: moecheck.RoutingSpec) -> Routed:
     """topk_softmax or topk_sigmoid. router_logits: [T, E]. Returns weights and ids [T, top_k]."""
@@ -49,34 +58,35 @@ def fused_topk(*, router_logits: torch.Tensor, spec: moecheck.RoutingSpec) -> Ro
     "topk_routing",
     backend="cuda",
     name="vllm/fused_topk_bias",
-    specs=tuple(
-        moecheck.MoESpec(
-            routing=moecheck.RoutingSpec(
-                top_k=6, scoring=scoring, correction_bias="select", renormalize=True, routed_scaling_factor=2.5
-            )
-        )
-        for scoring in ("sigmoid", "softmax", "sqrt_softplus")
-    ),
+    specs=(_biased("sigmoid"), _biased("softmax")),
     numerics=FP32,
     deterministic=True,
 )
 def fused_topk_bias(
-    *, router_logits: torch.Tensor, correction_bias: torch.Tensor | None = None, spec: moecheck.RoutingSpec
+    *, router_logits: torch.Tensor, correction_bias: torch.Tensor, spec: moecheck.RoutingSpec
 ) -> Routed:
     """Choice by biased scores, weights by plain ones. router_logits: [T, E]. correction_bias: [E] float32."""
-    _require(spec, scoring=tuple(SCORING), correction_bias=("select", "none"), num_expert_groups=(1,))
-    if (correction_bias is None) is not (spec.scoring == "sqrt_softplus" and spec.correction_bias == "none"):
-        raise moecheck.Unsupported("vLLM calls it with a bias, or with sqrt-softplus scores")
-    weights, ids = BIASED.fused_topk_bias(
-        _hidden(router_logits),
-        router_logits.contiguous(),
-        SCORING[spec.scoring],
-        correction_bias,
-        spec.top_k,
-        spec.renormalize,
-        routed_scaling_factor=_factor(spec),
-    )
-    return weights, ids
+    return _with_bias(router_logits, correction_bias, spec, ("softmax", "sigmoid"))
+
+
+@moecheck.kernel(
+    "topk_routing",
+    backend="cuda",
+    name="vllm/topk_softplus_sqrt",
+    specs=(_biased("sqrt_softplus"),),
+    numerics=FP32,
+    deterministic=True,
+)
+def topk_softplus_sqrt(
+    *, router_logits: torch.Tensor, correction_bias: torch.Tensor, spec: moecheck.RoutingSpec
+) -> Routed:
+    """DeepSeek-V4's scores. Arguments as above."""
+    experts = router_logits.shape[1]
+    if experts & (experts - 1):
+        raise moecheck.Unsupported(
+            f"vLLM has sqrt-softplus for some numbers of experts; {experts} is not 2^n"
+        )
+    return _with_bias(router_logits, correction_bias, spec, ("sqrt_softplus",))
 
 
 @moecheck.kernel(
@@ -125,6 +135,22 @@ def _require(spec: moecheck.RoutingSpec, **allowed: tuple[object, ...]) -> None:
     require_fields(spec, LIBRARY, **PLAIN, **allowed)
     if spec.renormalize and spec.renorm_eps > LARGEST_EPS:
         raise moecheck.Unsupported(f"vLLM's divisor is the sum itself, without an eps of {spec.renorm_eps}")
+
+
+def _with_bias(
+    router_logits: torch.Tensor, correction_bias: torch.Tensor, spec: moecheck.RoutingSpec, scoring: tuple[str, ...]
+) -> Routed:
+    _require(spec, scoring=scoring, correction_bias=("select",), num_expert_groups=(1,))
+    weights, ids = BIASED.fused_topk_bias(
+        _hidden(router_logits),
+        router_logits.contiguous(),
+        SCORING[spec.scoring],
+        correction_bias,
+        spec.top_k,
+        spec.renormalize,
+        routed_scaling_factor=_factor(spec),
+    )
+    return weights, ids
 
 
 def _factor(spec: moecheck.RoutingSpec) -> float:
