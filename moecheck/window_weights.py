@@ -129,6 +129,8 @@ def used_again(shape: tuple[int, int]) -> Float64:
 
     Fresh pages for gigabytes of matrices cost more than their numbers, on virtual machines many times more.
     """
+    if shape[0] * shape[1] < WORTH_KEEPING:
+        return np.empty(shape)
     with _lock:
         for buffer in _buffers:
             if buffer.shape == shape and sys.getrefcount(buffer) == UNUSED:
@@ -141,5 +143,6 @@ def used_again(shape: tuple[int, int]) -> Float64:
 
 _lock = threading.Lock()
 _buffers: list[Float64] = []
-MOST_BUFFERS = 64
+MOST_BUFFERS = 128
+WORTH_KEEPING = 1 << 17  # numbers; less than that the allocator itself keeps
 UNUSED = 3  # references to a buffer that only the list, the loop and the count itself have

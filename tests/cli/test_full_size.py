@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moecheck.cases import SAMPLED_OPS
+from moecheck.cli.grids import full_size_plan
 from moecheck.errors import UsageError
+from moecheck.kernel import describe
 from moecheck.models import MODELS, full_size_cases, model_case, shard_of
 from moecheck.quantization import SCHEMES
+from moecheck.registry import Found
+from moecheck.runner.target import Target
+from moecheck.spec import MoESpec
 from tests.cli.command import moecheck
 
 
@@ -57,3 +63,23 @@ def test_full_size_cases_are_sampled_where_the_reference_may(op: str) -> None:
     assert {case.dtype for case in cases} <= {"bf16"}
     quantised = [case for case in cases if case.spec.experts.quantization is not None]
     assert len(quantised) == (2 if op == "fused_experts" else 0)
+
+
+@pytest.mark.parametrize(
+    ("specs", "wanted"),
+    [((), 1), ((MODELS["gpt-oss-20b"].spec,), 0), ((MODELS["mixtral-8x7b"].spec,), 1)],
+    ids=["any", "other semantics", "these semantics"],
+)
+def test_a_kernel_of_other_semantics_is_left_out(specs: tuple[MoESpec, ...], wanted: int) -> None:
+    """With the reason."""
+    declared = describe(call, op="fused_experts", backend="torch", specs=specs)
+    target = Target(spec_string="a.py:call")
+    found = Found(target=target, declaration=declared, device="cpu", import_seconds=0.0)
+    plan = full_size_plan(found, model="mixtral-8x7b", tokens="4", dtype=None, seed=0)
+    assert plan is not None
+    assert len(plan.cases) == wanted
+    assert bool(plan.left_out_reason and plan.left_out) == (wanted == 0)
+
+
+def call(*, hidden_states: Any, w13: Any, w2: Any, topk_weights: Any, topk_ids: Any, spec: Any) -> Any:
+    """A signature."""
