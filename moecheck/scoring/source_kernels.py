@@ -139,15 +139,16 @@ def plant(one: SourceMutant, folder: Path) -> str:
         shutil.copytree(originals / part, package / part, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").touch()
     if one.rewrites:
-        changed = package / one.file
-        changed.write_text(_changed(changed.read_text(encoding="utf-8"), one), encoding="utf-8")
+        file = package / one.file
+        file.write_text(changed(file.read_text(encoding="utf-8"), one), encoding="utf-8")
     module, _, function = one.kernel.partition(":")
     shim = folder / name / "kernel.py"
     shim.write_text(f"from {name}.{module} import {function} as kernel\n", encoding="utf-8")
     return f"{shim}:kernel"
 
 
-def _changed(text: str, one: SourceMutant) -> str:
+def changed(text: str, one: SourceMutant) -> str:
+    """The mutant's file as it is with the bug. HarnessError where the bug no longer fits."""
     if all(isinstance(rewrite, Rewrite) for rewrite in one.rewrites):
         return rewritten(text, tuple(r for r in one.rewrites if isinstance(r, Rewrite)))
     return replaced(text, tuple(r for r in one.rewrites if isinstance(r, Replacement)))

@@ -14,6 +14,8 @@ from moecheck.kernels.cuda import _library, _pairs, plan, routing, rows
 from moecheck.kernels.cuda._library import SOURCES, architecture, kernels_recipe, missing_device
 from moecheck.kernels.cuda._matrix import side_by_side
 from moecheck.runner.worker import inspect_module
+from moecheck.scoring.cuda_sources import CUDA_MUTANTS
+from moecheck.scoring.source_kernels import kernel_trials
 
 NAMES = {"cuda/align_block_size", "cuda/problem_sizes", "cuda/moe_permute", "cuda/moe_unpermute", "cuda/shuffle_rows",
          "cuda/topk_routing"}  # fmt: skip
@@ -36,6 +38,14 @@ def test_without_a_gpu_a_call_says_why() -> None:
     with pytest.raises(Unsupported, match="needs a CUDA device"):
         rows.shuffle_rows(x=torch.zeros(2, 3), row_map=torch.zeros(2, dtype=torch.int32))
     assert inspect_module("moecheck.kernels.cuda.rows").skip == missing_device()
+
+
+@no_gpu
+def test_without_a_gpu_no_mutant_of_them_counts() -> None:
+    found = kernel_trials(CUDA_MUTANTS[:2], seeds=1, jobs=1)
+    assert found.skipped == {one.name: missing_device() for one in CUDA_MUTANTS[:2]}
+    assert not found.scores
+    assert not found.alarms
 
 
 def test_an_old_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
