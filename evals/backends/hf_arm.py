@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from moecheck.errors import UsageError
+from moecheck.evals import tiny
 from moecheck.evals.tiny.find_kernel import kernel_file
 
 from .backend import ScoredPair
@@ -65,7 +66,8 @@ class HFArm:
     def fingerprint(self) -> Fingerprint:
         import transformers
 
-        sources = sorted(Path(__file__).parent.glob("*.py"))
+        folders = (Path(__file__).parent, Path(tiny.__file__).parent)
+        sources = [path for folder in folders for path in sorted(folder.glob("*.py"))]
         declaration = declaration_of(self.hook)
         if declaration is not None:
             sources.append(kernel_file(declaration))

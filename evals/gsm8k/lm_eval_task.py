@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from moecheck.errors import HarnessError, UsageError
 from moecheck.evals.backends.records import Generation
 
-from .prompts import TASK, batches_of
+from .prompts import TASK
 
 if TYPE_CHECKING:
     from moecheck.evals.backends.backend import Backend
@@ -118,11 +118,6 @@ def evaluate(
         table=make_table(found),
         version=str(lm_eval.__version__),
     )
-
-
-def planned(prompts: Sequence[str], batch_size: int) -> list[tuple[int, ...]]:
-    """The batches that the adapter makes; the same as without lm-eval."""
-    return batches_of(prompts, batch_size)
 
 
 def _samples(rows: list[dict[str, Any]]) -> Iterator[HarnessSample]:

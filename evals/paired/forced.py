@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from moecheck.errors import Unsupported
 from moecheck.evals.backends.backend import Backend, ScoredPair
@@ -61,12 +59,6 @@ def gold_scores(arm: Backend, settings: Settings, watcher: Watcher, *, again: bo
 def compared_scores(baseline: dict[int, Scored], other: dict[int, Scored]) -> list[AnswerDivergence]:
     """Of two arms' gold_scores."""
     return [compare(index, baseline[index], other[index]) for index in sorted(baseline)]
-
-
-def worst_answers(answers: Iterable[AnswerDivergence], number: int = 8) -> list[AnswerDivergence]:
-    """Those with the largest divergence at a token."""
-    measured = [answer for answer in answers if answer.kl.size]
-    return sorted(measured, key=lambda answer: float(np.nanmax(answer.kl)), reverse=True)[:number]
 
 
 def _otherwise(arm: Backend, pairs: Sequence[ScoredPair], *, rows: bool) -> list[Scored]:

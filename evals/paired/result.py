@@ -47,7 +47,7 @@ class RunResult:
 
     pairs: of answers, question by question. fits, agreements, depth: of the candidate; depth_band: the largest of the
     legal variants. divergences: of the candidate on gold answers. lm_eval: each arm's own table of lm-eval, by arm.
-    stopped: what an early stop found. harness: who asked and scored. cut_off: why a run ended before its end.
+    stopped: what an early stop found. harness: who asked and scored. notes: sentences that a reader should see first.
     """
 
     facts: ModelFacts
