@@ -8,6 +8,7 @@ import torch
 import triton
 from triton.runtime import interpreter
 
+import moecheck.kernels.triton  # noqa: F401  # corrects the interpreter, whichever tests run before
 from moecheck import Unsupported
 from moecheck.runner import triton_interpreter
 from tests.kernels.interpreted import programs
