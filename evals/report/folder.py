@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from moecheck.errors import UsageError
 from moecheck.evals.paired.journal import Journal
 from moecheck.evals.paired.result import RunResult
+from moecheck.evals.paired.self_test import SelfTestRow
 from moecheck.report.environment import environment
 from moecheck.report.findings_file import replace_file
 from moecheck.report.names import folder_name, point_latest
@@ -62,6 +63,11 @@ class RunFolder:
     def journal(self) -> Journal:
         """The answers that were kept."""
         return Journal(self.path / ANSWERS)
+
+    def keep_self_test(self, rows: Sequence[SelfTestRow]) -> None:
+        """Write self_test.json and point `latest` here."""
+        replace_file(self.path / "self_test.json", dumps([asdict(row) for row in rows], indent=1) + "\n")
+        point_latest(self.path)
 
     def finish(self, result: RunResult, run: RunFacts) -> list[str]:
         """Write e2e.json, summary.md and report.html, and point `latest` here; returns what the user should know."""

@@ -52,8 +52,22 @@ class Options:
 @click.option("--dtype", default="bf16", show_default=True, help=f"The candidate computes in: {', '.join(PRECISIONS)}.")
 @click.option("--mutant", metavar="NAME", help="Put this known bug into the candidate (moecheck e2e --mutant help).")
 @click.option("--self-test", is_flag=True, help="Put each known bug in and show which signal catches it.")
-@click.option("--baseline", metavar="URL|CMD", help="A server, or a command that starts one.")
-@click.option("--candidate", metavar="URL|CMD", help="The same with the kernel under test.")
+@click.option(
+    "--baseline",
+    "--baseline-url",
+    "--baseline-cmd",
+    "baseline",
+    metavar="URL|CMD",
+    help="A server, or a command that starts one; {port} is a free port.",
+)
+@click.option(
+    "--candidate",
+    "--candidate-url",
+    "--candidate-cmd",
+    "candidate",
+    metavar="URL|CMD",
+    help="The same with the kernel under test.",
+)
 @click.option("--served-model", metavar="ID", help="Model name in requests.  [what the server lists first]")
 @click.option("--baseline-log-has", metavar="TEXT", help="Words in the baseline's log without which it did not run.")
 @click.option("--candidate-log-has", metavar="TEXT", help="Words in the candidate's log that show its kernel ran.")

@@ -153,6 +153,7 @@ def _settings(options: Options, data: TaskData, opened: Opened) -> Settings:
 
 def _self_test(model: Model, settings: Settings, folder: RunFolder, watcher: PhaseProgress) -> int:
     rows = self_test(model, settings, journal=folder.journal, watcher=watcher)
+    folder.keep_self_test(rows)
     click.echo(render(self_test_view(rows), width=width(), color=color()), nl=False)
     return 0 if all(row.as_expected for row in rows) else 1
 

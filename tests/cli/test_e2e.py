@@ -112,6 +112,8 @@ def test_the_self_test_has_a_row_for_each_bug(model: str, tmp_path: Path, monkey
     result = e2e(model, tmp_path, "--self-test", "--dtype", "fp32")
     assert result.code == 0, result.out + result.err
     assert "2 of 2 bugs caught, 1 of 1 right arms passed" in result.out
+    rows = json.loads((result.folder / "self_test.json").read_text(encoding="utf-8"))
+    assert [row["found"] for row in rows] == ["pass", "fail", "fail"]
 
 
 @pytest.mark.parametrize(
