@@ -131,12 +131,15 @@ def teacher_forced(candidate: Divergence | None, floors: Sequence[Divergence], p
 
 
 def _top1_limit(candidate: Divergence, floors: Sequence[Divergence], usual: float) -> float:
-    """The precision's, or what chance leaves of the least among the legal variants."""
+    """The precision's, or what chance leaves of the least among the legal variants.
+
+    Sigma takes two tokens more, one of them different, so that it is not 0 where no token of a variant differs.
+    """
     shares = [floor.top1 for floor in floors if floor.top1 is not None]
-    if not shares:
-        return usual
-    least, n = min(shares), max(candidate.tokens, 1)
-    return min(usual, least - SIGMAS * math.sqrt(2 * least * (1 - least) / n))
+    n = max(candidate.tokens, 1)
+    rates = [(share * n + 1) / (n + 2) for share in shares or [1.0]]
+    sigmas = [math.sqrt(2 * rate * (1 - rate) / n) for rate in rates]
+    return min([usual, *(share - SIGMAS * sigma for share, sigma in zip(shares or [1.0], sigmas, strict=True))])
 
 
 def _numbers(one: Divergence, top1_limit: float) -> dict[str, float]:

@@ -98,8 +98,16 @@ def test_nan_fails() -> None:
     assert teacher_forced(found, [], "fp8").outcome is Outcome.FAIL
 
 
+def test_two_other_top_tokens_of_six_hundred_are_chance() -> None:
+    """As a correct kernel in bf16 had them in a model whose best tokens are nearly ties."""
+    found, floor = (replace(divergence(1e-4), top1=top1, tokens=620) for top1 in (1 - 2 / 620, 1.0))
+    assert teacher_forced(found, [floor], "bf16").outcome is Outcome.PASS
+    many = replace(found, tokens=20_000)
+    assert teacher_forced(many, [replace(floor, tokens=20_000)], "bf16").outcome is Outcome.FAIL
+
+
 def test_other_top_tokens_fail_though_the_mean_is_small() -> None:
-    found = replace(divergence(1e-4), top1=0.98)
+    found = replace(divergence(1e-4), top1=0.98, tokens=6000)
     signal = teacher_forced(found, [], "fp8")
     assert signal.outcome is Outcome.FAIL
     assert "most probable token" in signal.message
