@@ -12,7 +12,7 @@ for kernel in "${kernels[@]}"; do options+=(--kernel "$kernel"); done
   echo "memcheck: exit $?"
   tail -8 "$OUT/memcheck.txt"
 ) &
-timeout "${LIMIT:-70}" python3 -m moecheck kernels "${options[@]}" --profile quick --out /tmp/checks >"$OUT/checks.txt" 2>&1
+timeout "${LIMIT:-70}" python3 -m moecheck kernels "${options[@]}" --profile quick --device-trials --out /tmp/checks >"$OUT/checks.txt" 2>&1
 echo "checks: exit $?"
 tail -12 "$OUT/checks.txt"
 cp /tmp/checks/latest/findings.jsonl "$OUT/checks.jsonl"

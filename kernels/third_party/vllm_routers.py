@@ -83,9 +83,7 @@ def topk_softplus_sqrt(
     """DeepSeek-V4's scores. Arguments as above."""
     experts = router_logits.shape[1]
     if experts & (experts - 1):
-        raise moecheck.Unsupported(
-            f"vLLM has sqrt-softplus for some numbers of experts; {experts} is not 2^n"
-        )
+        raise moecheck.Unsupported(f"vLLM has sqrt-softplus for some numbers of experts; {experts} is not 2^n")
     return _with_bias(router_logits, correction_bias, spec, ("sqrt_softplus",))
 
 

@@ -61,6 +61,7 @@ class Options:
     tokens: str | None = None
     sanitizer: str | None = None
     sweep: bool = False
+    device_trials: bool = False
 
 
 @click.command()
@@ -81,6 +82,7 @@ class Options:
 @click.option(
     "--tokens", metavar="T,...", help="With --model: only its layer in full size, with so many tokens (16,4096)."
 )
+@click.option("--device-trials", is_flag=True, help="On CUDA, also call kernels by graphs and on other streams.")
 @click.option("--sweep", is_flag=True, help="Only a grid of small cases, and which device kernels they reach.")
 @click.option(
     "--sanitizer",
@@ -123,6 +125,7 @@ def kernels(
         relations="named" if options.profile == "nightly" else "few",
         require=require,
         profile=options.sweep,
+        device_trials=options.device_trials,
     )
     started, start = datetime.now(UTC), time.monotonic()
     progress = LiveProgress()
@@ -236,7 +239,7 @@ def _read_options(folder: Path) -> Options:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))["options"]
         # Folders of earlier releases lack the newer ones.
-        saved = {"require": (), "tokens": None, "sanitizer": None, "sweep": False, **saved}
+        saved = {"require": (), "tokens": None, "sanitizer": None, "sweep": False, "device_trials": False, **saved}
         values = {name: saved[name] for name in Options.__dataclass_fields__}
         return Options(**{**values, "kernel": tuple(values["kernel"]), "require": tuple(values["require"] or ())})
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -361,7 +364,7 @@ def _command(options: Options) -> str:
         value = getattr(options, name)
         if value is not None:
             parts += [f"--{name.replace('_', '-')}", str(value)]
-    parts += ["--sweep"] if options.sweep else []
+    parts += [flag for flag, given in (("--sweep", options.sweep), ("--device-trials", options.device_trials)) if given]
     for rule in options.require:
         parts += ["--require", rule]
     for spec in options.kernel:

@@ -92,12 +92,27 @@ def overwritten(buffer: Any, native: Any) -> Any:
 
 
 def synchronize(backend: str) -> None:
-    """Wait for what was launched on the device."""
+    """Wait for what was launched on the device; raises what went wrong there, a launch that was refused too."""
     if backend in TORCH_BACKENDS:
         import torch
 
         if torch.cuda.is_available():
+            torch.empty(1, device="cuda").fill_(1.0)  # a refused launch shows at the next one
             torch.cuda.synchronize()
+
+
+def device_is_lost(backend: str) -> bool:
+    """Whether the device takes no more work from this process, as after a kernel's illegal memory access."""
+    torch = sys.modules.get("torch")
+    if backend not in TORCH_BACKENDS or torch is None or not torch.cuda.is_initialized():
+        return False
+    for _ in range(2):  # a refused launch is told once, by the first of them
+        try:
+            synchronize(backend)
+            return False
+        except Exception:
+            continue
+    return True
 
 
 def _to_torch(array: AnyArray, device: str) -> Any:

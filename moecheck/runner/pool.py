@@ -21,7 +21,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from moecheck.runner import PRELOAD_VARIABLE
 from moecheck.runner.crash_log import last_words
-from moecheck.runner.worker import CLEAN_EXIT, initialise
+from moecheck.runner.worker import CLEAN_EXIT, DEVICE_LOST, initialise
 
 GIB = 1 << 30
 
@@ -120,6 +120,8 @@ class KernelPool:
     def _how(self, code: int | None) -> str:
         code = 0 if code in (None, CLEAN_EXIT) else code
         tail = last_words(self._log)
+        if code == DEVICE_LOST:
+            return last_words(self._log, lines=1)
         how = f"exit code {code}"
         if code < 0:
             how = (

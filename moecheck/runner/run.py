@@ -50,7 +50,8 @@ class Settings:
 
     shrink: look for smaller cases that fail. draw_all: make a picture also where nothing failed. relations: on which
     cases all metamorphic relations are tried. require: store -> the narrowest format that a kernel may use there,
-    whatever it declares. profile: note in every case which device kernels are launched, not in a few only.
+    whatever it declares. profile: note which device kernels are launched. device_trials: also call by graphs and on
+    other streams.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -63,6 +64,7 @@ class Settings:
     relations: Reach = "few"
     require: Mapping[str, str] = field(default_factory=dict)
     profile: bool = False
+    device_trials: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -215,7 +217,8 @@ class _KernelLoop:
     def _submit(self, case: Case) -> object:
         # A fresh process imports the kernel first; twice what that took elsewhere is not counted as the kernel's.
         timeout = self.settings.timeout + 2 * self.run.plan.import_seconds
-        profile = self.run.plan.device == "cuda" and (self.settings.profile or case in self.relating.full)
+        noted = self.settings.profile or (self.settings.device_trials and case in self.relating.full)
+        profile = self.run.plan.device == "cuda" and noted
         return self.pool.submit(run_case, self.run.plan.target, case, profile=profile, timeout=timeout)
 
     def _relation_outcomes(self, case: Case, name: str, count: int) -> list[Outcome]:
@@ -278,7 +281,7 @@ class _KernelLoop:
 
     def _trials(self, case: Case, outcome: Outcome) -> list[Judgement]:
         """What calls by graphs and on other streams say, where the kernel runs on a device."""
-        if case not in self.relating.full or not triable(self.run.plan, case):
+        if not self.settings.device_trials or case not in self.relating.full or not triable(self.run.plan, case):
             return []
         timeout = 4 * self.settings.timeout + 2 * self.run.plan.import_seconds
         try:

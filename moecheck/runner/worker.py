@@ -28,6 +28,7 @@ from moecheck.runner.arguments import forget_weights, poisoned_output, weights_o
 from moecheck.runner.arrays import (
     JAX_BACKENDS,
     changed,
+    device_is_lost,
     device_of,
     overwritten,
     synchronize,
@@ -48,6 +49,7 @@ _store: str | None = None
 
 NOT_OUT = "It was given `out` and returned another array; `out` holds something else."
 CLEAN_EXIT = 86  # stands for 0, see `_mark_clean_exits`
+DEVICE_LOST = 87
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +215,9 @@ def _attempt(
         sentence = sentence_of(error, target.place)
         if _is_exhaustion(error):
             return Outcome(problem=(Verdict.CRASH, f"Ran out of memory: {sentence}"), exhausted=True)
+        if device_is_lost(declaration.backend):  # every later call would fail here: a fresh process takes them
+            os.write(2, f"{sentence}; the device takes no more work from that process.\n".encode())
+            os._exit(DEVICE_LOST)
         return Outcome(problem=(Verdict.CRASH, sentence))
 
 

@@ -48,6 +48,7 @@ WRONG = {
     "exits-politely": ("crash", "SystemExit at kernel_exits_politely.py:11: enough"),
     "interrupts": ("crash", "KeyboardInterrupt at kernel_interrupts.py:11"),
     "leaves-a-bomb": ("crash", "Its process ended"),
+    "loses-its-device": ("crash", "illegal access; the device takes no more work from that process."),
     "segfaults": ("crash", "signal 11 (SIGSEGV); it printed: Fatal Python error: Segmentation fault"),
     "hangs": ("timeout", "No result after 6 s"),
     "hangs-holding-the-lock": ("timeout", "No result after 6 s"),
@@ -97,7 +98,7 @@ def test_a_hang_is_waited_for_once(name: str, user_run: Result, user_specs: dict
     assert user_run.kernel(user_specs[name])["seconds"] < 30
 
 
-@pytest.mark.parametrize("name", ["allocates", "exits", "segfaults"])
+@pytest.mark.parametrize("name", ["allocates", "exits", "loses-its-device", "segfaults"])
 def test_a_kernel_that_takes_its_process_down_is_tried_three_times(
     name: str, user_run: Result, user_specs: dict[str, str]
 ) -> None:

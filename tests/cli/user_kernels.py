@@ -59,6 +59,10 @@ BEGINNINGS = {
     "exits": "os._exit(7)",
     "exits-politely": "sys.exit('enough')",
     "exits-well": "os._exit(0)",
+    "loses-its-device": (  # as an illegal memory access on a GPU does
+        "import moecheck.runner.worker as worker; worker.device_is_lost = lambda backend: True; "
+        "raise RuntimeError('illegal access')"
+    ),
     "interrupts": "raise KeyboardInterrupt",
     "segfaults": "ctypes.string_at(0)",
     "hangs": "time.sleep(100000)",
