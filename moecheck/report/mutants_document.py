@@ -28,7 +28,7 @@ useless, because it accuses correct kernels too, so both numbers are published t
   are known to be right, wrong, or to show nothing.
 * **What they are tried on.** The very cases that `moecheck kernels` runs in the same profile, judged by the same
   function. A mutant counts as killed if some case fails in 95 % of 20 seeds, in every op that it is defined for; a seed
-  in which no case gives it a meaning counts as missed. Real kernels are tried in one seed by default and in twenty in
+  in which no case gives it a meaning counts as missed. Real kernels are tried in one seed by default and in three in
   the nightly profile, the checker in one: its self-test has no other.
 * **Equivalent mutants** are not counted. Each is argued in one sentence, and its outputs must be the right ones bit for
   bit on every case and seed, or the command fails.

@@ -60,7 +60,7 @@ class Plan:
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {"seeds": 3, "legal": 40, "limit_seeds": 0, "kernel_seeds": 1, "all_cases": False},
     "default": {"seeds": 20, "legal": 320, "limit_seeds": 20, "kernel_seeds": 1, "undeclared_seeds": 3},
-    "nightly": {"seeds": 20, "legal": 1000, "limit_seeds": 20, "kernel_seeds": 20, "undeclared_seeds": 5},
+    "nightly": {"seeds": 20, "legal": 1000, "limit_seeds": 20, "kernel_seeds": 3, "undeclared_seeds": 5},
 }
 
 
