@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from moecheck.bounds import FLUSHED, GLOBAL_FLIPS, ROW_FLIPS, SURELY, disagreement_limit, projection_limit
+from moecheck.bounds import FLUSHED, FP32_UNIT, GLOBAL_FLIPS, ROW_FLIPS, SURELY, disagreement_limit, projection_limit
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.checks.mean_squares import limited_mean_squares
 from moecheck.checks.sample import FEWEST, Bool, Sample, Squares, Statistic
@@ -16,6 +16,8 @@ from moecheck.null_ensemble import FEWEST_ROWS, usual_limit, usual_row
 from moecheck.oracle import ErrorModel, Values
 
 ENOUGH_ROWS = 16  # whose spread gives a standard error
+TIE_ULPS = 8.0  # units of fp32's roundoff that an activation may be off
+WIDE_STEP = 64.0  # times that error: the least distance of the format's numbers of which a few lie near a tie
 
 
 def judge_statistics(
@@ -196,6 +198,7 @@ def _mean(sample: Sample, *, bias: float) -> Iterator[Statistic]:
     flip = np.maximum(np.max(c * sample.step, axis=1, initial=0.0), sample.model.mean_flip)
     variance = np.array(sample.model.mean_variance.sum())
     slack = bias * float(np.sum(c * np.abs(np.where(sample.used, sample.expected.true, 0.0))))
+    slack += float(np.sum(c * sample.step, where=_near_ties(sample)))
     limit = float(projection_limit(variance, np.array(flip.max(initial=0.0)), flips=GLOBAL_FLIPS)) + slack
     count = np.count_nonzero(sample.used)
     yield Statistic(
@@ -206,6 +209,17 @@ def _mean(sample: Sample, *, bias: float) -> Iterator[Statistic]:
         "normal.",
         where={},
     )
+
+
+def _near_ties(sample: Sample) -> Bool:
+    """Elements so near the middle of two numbers of the format that fp32's last bits round them all to one side.
+
+    An activation has many: for a small gate g, sigmoid(g) is 1/2 in fp32, and g (u + 1) / 2 lies in the middle, often.
+    """
+    with np.errstate(invalid="ignore"):
+        noise = TIE_ULPS * FP32_UNIT * np.abs(sample.expected.true)
+        away = np.abs(np.abs(sample.expected.rounded - sample.expected.true) - sample.step / 2)
+        return np.asarray(sample.used & (away <= noise) & (WIDE_STEP * noise < sample.step))
 
 
 def _usual_row(sample: Sample, *, bias: float, row: str, bits: bool) -> Iterator[Statistic]:

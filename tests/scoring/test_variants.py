@@ -140,3 +140,11 @@ def test_quantised_weights_are_read_as_numbers() -> None:
     (out,) = honest_outputs(case, oracle, variant)
     assert np.isfinite(to_float64(out)).all()
     assert not judged(case, (out,), oracle, variant).failed
+
+
+def test_ties_that_a_gate_s_last_bits_decide_to_one_side_accuse_no_activation() -> None:
+    # Every gate in turn: sigmoid(g) is 1/2 in fp32 for small ones, and g (u + 1) / 2 is often a tie in bf16.
+    case, variant = legal_trial("bf16", 395)
+    assert case.name == "every-gate-swigluoai"
+    oracle = Oracle()
+    assert not judged(case, honest_outputs(case, oracle, variant), oracle, variant).failed
