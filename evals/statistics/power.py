@@ -8,6 +8,7 @@ import numpy as np
 from scipy import optimize, stats
 
 ALPHA, POWER = 0.01, 0.80
+RESOLUTION = 1e-6  # of a drop that is searched for
 
 
 def mcnemar_power(n: int, drop: float, flip_rate: float, *, alpha: float = ALPHA) -> float:
@@ -36,7 +37,7 @@ def minimal_detectable_drop(n: int, flip_rate: float, *, alpha: float = ALPHA, p
     most = 1 - flip_rate
     if n <= 0 or excess(most) < 0:
         return None
-    return float(optimize.brentq(excess, 0.0, most, xtol=1e-6)) if excess(0.0) < 0 else 0.0
+    return float(optimize.brentq(excess, 0.0, most, xtol=RESOLUTION)) if excess(0.0) < 0 else 0.0
 
 
 def normal_detectable_drop(n: int, flip_rate: float, *, alpha: float = 0.05, power: float = POWER) -> float:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("tokenizers")
+pytest.importorskip("torch", reason="needs moecheck[e2e]: torch")
+pytest.importorskip("tokenizers", reason="needs moecheck[e2e]: tokenizers")
 
 import torch
 
@@ -115,7 +115,7 @@ def test_a_kernel_is_called_in_every_layer_and_seen_in_the_logits(
     model: EmbeddedModel, kernel: str, precision: str
 ) -> None:
     if kernel.startswith("jax"):
-        pytest.importorskip("jax")
+        pytest.importorskip("jax", reason="needs moecheck[jax]: jax")
     backend = model.open(Arm(kernel=kernel, precision=precision))  # type: ignore[arg-type]  # one of PRECISIONS
     backend.score(PAIRS)
     evidence = backend.evidence(PAIRS)

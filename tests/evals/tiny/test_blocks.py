@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+pytest.importorskip("torch", reason="needs moecheck[e2e]: torch")
 
 import torch
 
@@ -180,7 +180,7 @@ def test_a_kernel_that_writes_into_its_input_leaves_the_model_as_it_was() -> Non
 )
 def test_a_kernel_that_does_not_fit_is_unsupported(kernel: str, precision: str, why: str) -> None:
     if kernel.startswith("transformers"):
-        pytest.importorskip("transformers")
+        pytest.importorskip("transformers", reason="needs moecheck[e2e]: transformers")
     _, declaration = find_kernel(kernel, None)
     with pytest.raises(moecheck.Unsupported, match=why):
         check_fits(declaration, CONFIGS["tiny-glm4-moe"], precision)

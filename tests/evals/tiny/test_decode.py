@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("tokenizers")
+pytest.importorskip("torch", reason="needs moecheck[e2e]: torch")
+pytest.importorskip("tokenizers", reason="needs moecheck[e2e]: tokenizers")
 
 import torch
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("tokenizers")
+pytest.importorskip("torch", reason="needs moecheck[e2e]: torch")
+pytest.importorskip("transformers", reason="needs moecheck[e2e]: transformers")
+pytest.importorskip("tokenizers", reason="needs moecheck[e2e]: tokenizers")
 
 import torch
 

@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("tokenizers")
+pytest.importorskip("torch", reason="needs moecheck[e2e]: torch")
+pytest.importorskip("tokenizers", reason="needs moecheck[e2e]: tokenizers")
 
 from moecheck.evals.tiny.architectures import ARCHITECTURES
 from moecheck.evals.tiny.models import FOLDER, load_model

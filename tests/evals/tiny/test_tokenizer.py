@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers", reason="needs moecheck[e2e]: tokenizers")
 
 from moecheck.evals.problems import held_out
 from moecheck.evals.tiny.text import END, TOKENIZER, as_document, own_tokenizer

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("tokenizers")
+pytest.importorskip("torch", reason="needs moecheck[e2e]: torch")
+pytest.importorskip("tokenizers", reason="needs moecheck[e2e]: tokenizers")
 
 import torch
 from click.testing import CliRunner
@@ -65,7 +65,7 @@ def test_twenty_steps_reduce_the_loss_and_the_result_loads(name: str, tmp_path: 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 @pytest.mark.filterwarnings("ignore")  # of transformers' own
 def test_transformers_and_the_inference_compute_what_was_trained(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="needs moecheck[e2e]: transformers")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(1)
