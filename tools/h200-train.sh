@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the embedded models on one GPU, each in MINUTES (default 6), and leaves their folders in OUT.
-# Whatever a time limit cuts off, OUT has the best weights so far and the log.
+# Trains the embedded models, each on a GPU of its own (one after the other where there are fewer), in MINUTES each
+# (default 6), and leaves their folders in OUT. Whatever a time limit cuts off, OUT has the best weights so far and the log.
 # Usage: OUT=models tools/h200-train.sh tiny-glm4-moe tiny-qwen3-moe
 set -u
 OUT=${OUT:?set OUT to the folder for models and logs}
@@ -10,9 +10,22 @@ if compgen -G ".whl/*.whl" >/dev/null; then
   export PYTHONPATH=/tmp/site:$PWD
 fi
 export TOKENIZERS_PARALLELISM=false
+gpus=$(nvidia-smi --list-gpus | wc -l)
+workers=$(( $(nproc) / gpus - 2 ))
+train() { # NAME GPU
+  mkdir -p "$OUT/$1"
+  # The training ends by itself; TERM, a minute and a half later, makes it write what it has; KILL comes half a minute after.
+  CUDA_VISIBLE_DEVICES=$2 timeout --kill-after=30 "$(awk "BEGIN {print int($MINUTES * 60 + 90)}")" \
+    python3 -m moecheck.evals.train "$1" --out "$OUT/$1" --minutes "$MINUTES" --workers "$workers" 2>&1 |
+    tee "$OUT/$1.log"
+}
+gpu=0
 for name in "$@"; do
-  mkdir -p "$OUT/$name"
-  # The training ends by itself; TERM, a minute and a half later, makes it write what it has; KILL comes a minute after.
-  timeout --kill-after=60 "$(awk "BEGIN {print int($MINUTES * 60 + 90)}")" \
-    python3 -m moecheck.evals.train "$name" --out "$OUT/$name" --minutes "$MINUTES" 2>&1 | tee "$OUT/$name.log"
+  train "$name" "$gpu" &
+  gpu=$(( gpu + 1 ))
+  if [ "$gpu" -ge "$gpus" ]; then
+    wait
+    gpu=0
+  fi
 done
+wait

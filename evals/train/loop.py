@@ -45,7 +45,7 @@ class Settings:
     shape: Shape = field(default_factory=Shape)
     workers: int = 0
     compiled: bool = False
-    evaluate_every: float = 60.0
+    evaluate_every: float = 120.0
     report_every: float = 10.0
     each: int = 40
     operations: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
