@@ -71,7 +71,7 @@ def test_a_tensor_that_wants_its_gradient_or_is_a_lazy_view_is_read() -> None:
     assert to_numpy(torch.ones(2, 3, dtype=torch.bfloat16).T).shape == (3, 2)
 
 
-@pytest.mark.parametrize("value", [None, [1.0], 3, "x", {"out": 1}, object()], ids=repr)
+@pytest.mark.parametrize("value", [None, [1.0], 3, "x", {"out": 1}, object()], ids=lambda value: type(value).__name__)
 def test_what_is_no_array_is_refused(value: object) -> None:
     with pytest.raises(TypeError, match="is no torch, jax or NumPy array"):
         to_numpy(value)
