@@ -37,5 +37,10 @@ def batches_of(prompts: Sequence[str], size: int) -> list[tuple[int, ...]]:
 
     A function of the prompts alone, so both arms and a resumed run have the same batches.
     """
-    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    return batches_by([len(prompt) for prompt in prompts], size)
+
+
+def batches_by(lengths: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    """Indices of each batch, those of the largest length first and of equal ones in their order."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     return [tuple(order[start : start + size]) for start in range(0, len(order), size)]

@@ -11,7 +11,7 @@ from moecheck.evals.backends.backend import Backend
 from moecheck.evals.backends.records import Generation
 from moecheck.evals.gsm8k.answers import Answer, scored_answer
 from moecheck.evals.gsm8k.lm_eval_task import HarnessResult, evaluate
-from moecheck.evals.gsm8k.prompts import UNTIL, batches_of
+from moecheck.evals.gsm8k.prompts import UNTIL
 
 from .settings import Settings
 from .watcher import Watcher
@@ -85,9 +85,7 @@ def generate_otherwise(
     """The questions of `batches` again in batches of about two thirds the size: an arm's own noise."""
     members = sorted(index for batch in batches for index in batch)
     size = max(1, (2 * settings.batch_size) // 3)
-    prompts = [settings.prompts[index] for index in members]
-    others = [tuple(members[place] for place in batch) for batch in batches_of(prompts, size)]
-    return generate(arm, settings, watcher, others)
+    return generate(arm, settings, watcher, settings.batched(members, size))
 
 
 def scored(settings: Settings, generations: dict[int, Generation]) -> list[Answer]:

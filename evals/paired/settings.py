@@ -12,7 +12,7 @@ import numpy as np
 from moecheck.evals.backends.backend import ScoredPair
 from moecheck.evals.backends.records import Precision
 from moecheck.evals.gsm8k.data import Question
-from moecheck.evals.gsm8k.prompts import MAX_NEW_TOKENS, batches_of, gold_of, prompt_of
+from moecheck.evals.gsm8k.prompts import MAX_NEW_TOKENS, batches_by, gold_of, prompt_of
 
 Harness = Literal["own", "lm-eval"]
 # Rows in a call of a replayed layer: 65 and 129 cross the edges of tiles of 64 and 128, 1 is the smallest decode.
@@ -53,18 +53,29 @@ class Settings:
 
     @cached_property
     def batches(self) -> list[tuple[int, ...]]:
-        """Indices of the questions of each batch of generation; with early stopping in a random order."""
+        """Indices of the questions of each batch of generation; with early stopping in a random order.
+
+        Questions with gold answers of about the same length share a batch, whose rows then end at about the same step.
+        """
         if not self.early_stop:
-            return batches_of(self.prompts, self.batch_size)
+            return self.batched(range(len(self.questions)), self.batch_size)
         order = [int(index) for index in np.random.default_rng(self.seed).permutation(len(self.questions))]
         return [tuple(order[start : start + self.batch_size]) for start in range(0, len(order), self.batch_size)]
 
     @cached_property
     def floor_batches(self) -> list[tuple[int, ...]]:
-        """Some of `batches`, evenly spread, with about floor_questions in all: the same composition as in the arms."""
+        """Some of `batches`, with about floor_questions in all: the same composition as in the arms.
+
+        The middle ones of as many equal parts: neither only the longest answers nor only the shortest.
+        """
         batches = self.batches
         wanted = max(1, min(len(batches), -(-self.floor_questions // self.batch_size)))
-        return [batches[index * len(batches) // wanted] for index in range(wanted)]
+        return [batches[(2 * index + 1) * len(batches) // (2 * wanted)] for index in range(wanted)]
+
+    def batched(self, members: Sequence[int], size: int) -> list[tuple[int, ...]]:
+        """These questions in batches of `size`, those with the longest gold answers first."""
+        lengths = [len(self.questions[index].answer) for index in members]
+        return [tuple(members[place] for place in batch) for batch in batches_by(lengths, size)]
 
     @cached_property
     def sample(self) -> tuple[int, ...]:
