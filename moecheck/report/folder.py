@@ -15,6 +15,7 @@ from moecheck.report.junit import junit_xml
 from moecheck.report.markdown import markdown_summary
 from moecheck.report.names import folder_name, point_latest, slug
 from moecheck.report.picture import ErrorPicture
+from moecheck.report.pictures_file import write_pictures
 from moecheck.report.results import RunSummary
 from moecheck.report.strict_json import dumps
 
@@ -78,13 +79,14 @@ class ReportFolder:
         return self._write(f"cases/{slug(identity)}.json", text)
 
     def finish(self, summary: RunSummary, pictures: Sequence[ErrorPicture] = ()) -> list[str]:
-        """Write summary.json, summary.md, junit.xml and report.html, and point `latest` here.
+        """Write summary.json, summary.md, junit.xml, pictures/ and report.html, and point `latest` here.
 
         Returns sentences that the user should see, normally none.
         """
         from moecheck.report.html import html_report  # draws with matplotlib, which takes a second to import
 
         self._write("summary.json", dumps(summary.to_json(), indent=2) + "\n")
+        write_pictures(self.path, pictures)
         self._write("summary.md", markdown_summary(summary))
         self._write("junit.xml", junit_xml(summary, self.findings()))
         self._write("report.html", html_report(summary, pictures))

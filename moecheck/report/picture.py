@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,11 +11,15 @@ import numpy.typing as npt
 
 from moecheck.errors import HarnessError
 from moecheck.formats import AnyArray, Float64, to_float64
+from moecheck.report.strict_json import number
 
 MAX_CELLS = (96, 128)
 WORST_ELEMENTS = 12
 # Bins of |out - ref| / allowed: four per factor of ten from 1e-4 to 1e4; 1 is an edge.
 EDGES = 10.0 ** (np.arange(-16, 17) / 4)
+# Bins of (out - ref) / sigma: quarters of a standard deviation from -12 to 12, beyond which nothing is explained.
+Z_EDGES = np.arange(-48, 49) / 4
+KEPT_DIGITS = 4  # of the map in a file: it is drawn in colours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,27 +39,48 @@ class ErrorPicture:
     """The error of one kernel on one case, as T rows and H columns, coarsened to at most MAX_CELLS cells.
 
     shape: (T, H) before coarsening. axes: names of rows and columns.
-    error: [t, h] float64, the largest |out - ref| of each cell; infinite where only one of the two is finite.
-    excess: [t, h] float64, the largest |out - ref| / allowed of each cell; above 1 is wrong.
-    out, ref: [t, h] float64, the values at the cell's element of largest excess.
+    excess: [t, h] float64, the largest |out - ref| / allowed of each cell; above 1 is wrong, infinite where only one of
+    the two is finite.
     histogram: [len(EDGES) + 1] int64, elements by |out - ref| / allowed: up to EDGES[0], between the edges, above all.
     worst: the elements of largest excess, worst first. wrong: number of elements with excess above 1.
+    z: [len(Z_EDGES) + 1] int64, elements by (out - ref) / sigma, those that are not finite in the last; None where
+    sigma is not known.
     """
 
     kernel: str
     case: str
     shape: tuple[int, int]
     axes: tuple[str, str]
-    error: Float64
     excess: Float64
-    out: Float64
-    ref: Float64
     histogram: npt.NDArray[np.int64]
     worst: tuple[WorstElement, ...]
     wrong: int
+    z: npt.NDArray[np.int64] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain data; the map is kept to KEPT_DIGITS digits."""
+        excess = [[float(f"{value:.{KEPT_DIGITS}g}") for value in row] for row in self.excess.tolist()]
+        return {**asdict(self), "excess": excess}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ErrorPicture:
+        """The inverse of `to_json`, also after strict JSON; raises KeyError, TypeError or ValueError for other data."""
+        excess = np.array([[number(value) for value in row] for row in data["excess"]], dtype=np.float64)
+        rows, columns = data["shape"]
+        if excess.ndim != 2 or not 1 <= excess.shape[0] <= MAX_CELLS[0] or not 1 <= excess.shape[1] <= MAX_CELLS[1]:
+            raise ValueError(f"a map of shape {excess.shape}")
+        z = data.get("z")
+        return cls(
+            kernel=str(data["kernel"]),
+            case=str(data["case"]),
+            shape=(int(rows), int(columns)),
+            axes=(str(data["axes"][0]), str(data["axes"][1])),
+            excess=excess,
+            histogram=_counts(data["histogram"], len(EDGES) + 1),
+            worst=tuple(_element(entry) for entry in data["worst"]),
+            wrong=int(data["wrong"]),
+            z=None if z is None else _counts(z, len(Z_EDGES) + 1),
+        )
 
 
 def picture_of(
@@ -65,11 +91,13 @@ def picture_of(
     kernel: str,
     case: str,
     axes: tuple[str, str] = ("token", "column"),
+    sigma: AnyArray | None = None,
 ) -> ErrorPicture:
     """The picture of |out - ref| against `allowed`.
 
     out, ref: arrays of one shape, in any format; the first axis is the rows, the others are flattened into columns;
-    a single axis is one column. allowed: the bound on |out - ref|, broadcast to that shape.
+    a single axis is one column. allowed: the bound on |out - ref|, broadcast to that shape. sigma: the standard
+    deviation that rounding gives out - ref, of the same shape, for the histogram of z.
     """
     if out.shape != ref.shape:
         raise HarnessError(f"picture_of needs arrays of one shape, not {out.shape} and {ref.shape}.")
@@ -77,17 +105,13 @@ def picture_of(
     bound = _matrix(np.broadcast_to(np.asarray(allowed, dtype=np.float64), ref.shape))
     error = _error(got, expected)
     excess = _excess(error, bound)
-    pick = _largest_of_cells(excess)
     worst = [np.unravel_index(flat, excess.shape) for flat in _largest_first(excess.ravel(), WORST_ELEMENTS)]
     return ErrorPicture(
         kernel=kernel,
         case=case,
         shape=(got.shape[0], got.shape[1]),
         axes=axes,
-        error=coarsen(error, *MAX_CELLS),
-        excess=excess.ravel()[pick],
-        out=got.ravel()[pick],
-        ref=expected.ravel()[pick],
+        excess=coarsen(excess, *MAX_CELLS),
         histogram=np.bincount(np.searchsorted(EDGES, excess.ravel(), side="left"), minlength=len(EDGES) + 1),
         worst=tuple(
             WorstElement(
@@ -102,6 +126,7 @@ def picture_of(
             if excess[at] > 0
         ),
         wrong=int(np.count_nonzero(~(excess <= 1))),
+        z=None if sigma is None else _z_counts(got - expected, error, np.asarray(sigma, dtype=np.float64)),
     )
 
 
@@ -131,22 +156,31 @@ def _excess(error: Float64, bound: Float64) -> Float64:
     return np.where(error == 0, 0.0, np.where(np.isnan(excess), np.inf, excess))
 
 
-def _largest_of_cells(values: Float64) -> npt.NDArray[np.int64]:
-    """[t, h] int64: the flat index of the largest element of each cell; cells differ by at most one row and column."""
-    rows, columns = (_cuts(size, most) for size, most in zip(values.shape, MAX_CELLS, strict=True))
-    flat = np.arange(values.size).reshape(values.shape)
-    picked = np.empty((len(rows) - 1, len(columns) - 1), dtype=np.int64)
-    for i, j in np.ndindex(picked.shape):
-        cell = np.s_[rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
-        picked[i, j] = flat[cell].ravel()[np.argmax(values[cell])]
-    return picked
-
-
 def _largest_first(values: Float64, number: int) -> npt.NDArray[np.intp]:
     """Indices of the `number` largest of values [n] float64, the largest first; equal ones by index."""
     number = min(number, values.size)
     top = np.sort(np.argpartition(values, values.size - number)[values.size - number :])
     return top[np.argsort(-values[top], kind="stable")]
+
+
+def _z_counts(difference: Float64, error: Float64, sigma: Float64) -> npt.NDArray[np.int64]:
+    """Elements by difference / sigma in the bins of Z_EDGES; no error is 0, what is not finite lies in the last."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        z = np.where(error == 0, 0.0, difference / _matrix(sigma))
+    z = np.where(np.isnan(z), np.inf, z)
+    return np.bincount(np.searchsorted(Z_EDGES, z.ravel(), side="right"), minlength=len(Z_EDGES) + 1)
+
+
+def _counts(values: Any, length: int) -> npt.NDArray[np.int64]:
+    counts = np.array([int(value) for value in values], dtype=np.int64)
+    if counts.shape != (length,) or (counts < 0).any():
+        raise ValueError(f"{len(counts)} counts where {length} are expected")
+    return counts
+
+
+def _element(data: Mapping[str, Any]) -> WorstElement:
+    values = {name: number(data[name]) for name in ("got", "expected", "error", "allowed")}
+    return WorstElement(row=int(data["row"]), column=int(data["column"]), **values)
 
 
 def _cuts(size: int, most: int) -> npt.NDArray[np.int64]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from io import StringIO
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
-from moecheck.report.picture import EDGES, ErrorPicture
+from moecheck.report.picture import EDGES, Z_EDGES, ErrorPicture
 
 RIGHT, WRONG = "#5b8fd9", "#e5484d"
 RANGE = (1e-3, 1e3)  # of |out - ref| / allowed in the heat map's colours; the bound, 1, is the break in the middle
@@ -85,14 +86,48 @@ def histogram_svg(picture: ErrorPicture) -> Markup:
         return svg_markup(figure, "histogram of the error")
 
 
+def z_histogram_svg(picture: ErrorPicture) -> Markup | None:
+    """Number of elements by (out - ref) / sigma against the normal curve; None where sigma is not known.
+
+    The outer bars are all elements beyond the edges.
+    """
+    if picture.z is None:
+        return None
+    counts, step = picture.z, float(Z_EDGES[1] - Z_EDGES[0])
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.0, 2.5))
+        figure.subplots_adjust(left=0.19, right=0.95, bottom=0.2, top=0.9)
+        axes = figure.add_subplot()
+        left = np.concatenate([[Z_EDGES[0] - step], Z_EDGES])
+        colors = [RIGHT] * len(counts)
+        colors[0] = colors[-1] = WRONG
+        axes.bar(left, counts, width=step, align="edge", color=colors, linewidth=0)
+        middle = Z_EDGES[:-1] + step / 2
+        expected = counts.sum() * step * np.exp(-(middle**2) / 2) / math.sqrt(2 * math.pi)
+        seen = expected >= 0.5  # elements: below that the curve says nothing of this many
+        axes.plot(middle[seen], expected[seen], color=INK, linewidth=1.4, label="normal")
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_xlim(left[0], left[-1] + step)
+        axes.set_xticks([-12, -8, -4, 0, 4, 8, 12], ["≤ -12", "-8", "-4", "0", "4", "8", "≥ 12"])
+        _count_axis(axes, int(max(counts.max(), expected.max())))
+        axes.set_xlabel("z = (out - ref) / sigma")
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper right", bbox_to_anchor=(1.0, 1.16))
+        return svg_markup(figure, "histogram of z against the normal curve")
+
+
 def _label(axes: Axes, most: int) -> None:
     ticks = [1e-4, 1e-2, 1, 1e2, 1e4]
     axes.set_xticks(ticks, ["≤ 0.0001", "0.01", "1", "100", "≥ 10000"])
     axes.minorticks_off()
+    _count_axis(axes, most)
+    axes.set_xlabel("|out - ref| / allowed")
+
+
+def _count_axis(axes: Axes, most: int) -> None:
     powers = [10**power for power in range(0, len(str(most)) + 1, max(1, len(str(most)) // 4))]
     axes.set_yticks([0, *powers], ["0", *(f"{power:,}" for power in powers)])
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylim(0, most * 3 + 1)
-    axes.set_xlabel("|out - ref| / allowed")
     axes.set_ylabel("elements")
 
 
@@ -105,4 +140,4 @@ def svg_markup(figure: Figure, title: str) -> Markup:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|(<svg[^>]*?) height="[^"]*"', r"\1\2", svg, count=1)
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1))

@@ -47,8 +47,9 @@ def picture(
     judged = _judged(oracle, declaration, case, outputs, limits, numerics)
     if judged.out is None or judged.values is None or not judged.out.size:
         return None
-    allowed = z_limit(judged.out.size) * judged.values.sigma
-    return picture_of(judged.out, judged.values.true, allowed, kernel=declaration.name, case=case.id)
+    sigma = judged.values.sigma
+    allowed = z_limit(judged.out.size) * sigma
+    return picture_of(judged.out, judged.values.true, allowed, kernel=declaration.name, case=case.id, sigma=sigma)
 
 
 def calls_of_relation(oracle: Oracle, name: str, case: Case) -> int:

@@ -156,10 +156,11 @@ def pictures() -> list[ErrorPicture]:
     broken = honest.copy()
     broken[5, [3, 100, 200]] = np.nan
     bound = 0.004 * np.abs(ref) + 1e-4
+    sigma = 1e-3 * np.abs(ref)
     return [
-        picture_of(swapped, ref, bound, kernel=ROWS, case=f"{CASE_ID}1"),
-        picture_of(broken, ref, bound, kernel="jax:ragged_dot", case=CASE_ID),
-        picture_of(honest, ref, bound, kernel=GOOD, case=f"{CASE_ID}3"),
+        picture_of(swapped, ref, bound, kernel=ROWS, case=f"{CASE_ID}1", sigma=sigma),
+        picture_of(broken, ref, bound, kernel="jax:ragged_dot", case=CASE_ID, sigma=sigma),
+        picture_of(honest, ref, bound, kernel=GOOD, case=f"{CASE_ID}3", sigma=sigma),
     ]
 
 

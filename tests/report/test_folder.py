@@ -24,7 +24,9 @@ def test_a_finished_run_holds_all_files_and_is_the_latest(tmp_path: Path) -> Non
     notes = folder.finish(sample.summary(), sample.pictures()[:1])
 
     assert notes == []
+    (picture,) = (folder.path / "pictures").iterdir()
     names = {path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*") if path.is_file()}
+    names.remove(picture.relative_to(folder.path).as_posix())
     files = "environment.json findings.jsonl junit.xml report.html summary.json summary.md"
     assert names == {*files.split(), case.relative_to(folder.path).as_posix()}
     for path in folder.path.rglob("*.json"):
