@@ -122,6 +122,7 @@ def kernels(
         memory=default_memory(jobs) if options.tokens is None else full_size_memory(jobs),
         jobs=jobs,
         threads=max(1, cores() // jobs),
+        draw_all=options.profile == "nightly",
         relations="named" if options.profile == "nightly" else "few",
         require=require,
         profile=options.sweep,
