@@ -132,7 +132,8 @@ def kernels(
     progress = LiveProgress()
     # Kernels are imported in processes of their own; their cases are drawn meanwhile.
     with progress.searching(), ThreadPoolExecutor(1) as ahead:
-        ahead.submit(draw_ahead, options.op, profile=options.profile, seed=options.seed, examples=options.examples)
+        if options.tokens is None:
+            ahead.submit(draw_ahead, options.op, profile=options.profile, seed=options.seed, examples=options.examples)
         discovery = _select(
             discover(
                 options.kernel, op=options.op, backend=options.backend, memory=settings.memory, jobs=min(cores(), 8)

@@ -22,6 +22,7 @@ from moecheck.relations.all_tokens import CALLS
 from moecheck.report.picture import ErrorPicture
 from moecheck.runner.contract import Contract, contract_of
 from moecheck.runner.diagnose import diagnosis_of
+from moecheck.runner.foresee import foresee
 from moecheck.runner.judges import JudgePool, Judging
 from moecheck.runner.judging import all_tokens, judgements_of, picture
 from moecheck.runner.lines import closing_line, findings_of, line_of
@@ -188,6 +189,7 @@ class _KernelLoop:
         waiting = deque(self.cases)
         flying: deque[tuple[Case, object]] = deque()
         stopped = None
+        foresee(self.run.plan.declaration, self.cases, self.judging)
         while waiting or flying:
             while waiting and len(flying) < IN_FLIGHT and stopped is None:
                 case = waiting.popleft()
