@@ -35,8 +35,16 @@ def require_fields(
 
 def require_ids(topk_ids: torch.Tensor, library: str) -> None:
     """Raise Unsupported where a slot has no expert."""
-    if bool((topk_ids < 0).any()):
+    if any_absent(topk_ids < 0):
         raise moecheck.Unsupported(f"{library} has no absent experts, topk_ids contains -1")
+
+
+def any_absent(absent: torch.Tensor) -> bool:
+    """Whether any entry is true; the host waits for the answer.
+
+    While a graph is captured, which cannot wait, the answer is no: whoever captures a call has made it before.
+    """
+    return not (absent.is_cuda and torch.cuda.is_current_stream_capturing()) and bool(absent.any())
 
 
 def require_plain_experts(spec: moecheck.ExpertSpec, library: str, *, activations: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ import moecheck
 from moecheck.numerics import INPUT
 from moecheck.spec import SWIGLUOAI
 
+from ._require import any_absent
 from ._transformers import Config, activation_name, module, sentinel_ids, set_weight
 
 # The loop over experts: every tensor operation stores in the input's dtype, the output included, expert after expert.
@@ -272,12 +273,13 @@ def _run(
 ) -> torch.Tensor:
     """Call the module with its own convention for padding: absent experts have the id num_experts and weight 0."""
     padding = topk_ids < 0
+    absent = any_absent(padding)
     owner: Any = type(experts)
     config: Any = experts.config
-    if bool(padding.any()) and not _skips_absent_experts(owner, config._experts_implementation):
+    if absent and not _skips_absent_experts(owner, config._experts_implementation):
         raise moecheck.Unsupported(f"{owner.__name__} does not skip absent experts, topk_ids contains -1")
     set_weight(experts, "down_proj", w2)
-    experts._is_expert_parallel = bool(padding.any())  # type: ignore[assignment]  # the library's own plain attribute
+    experts._is_expert_parallel = absent  # type: ignore[assignment]  # the library's own plain attribute
     with torch.no_grad():
         out: torch.Tensor = experts(
             hidden_states, sentinel_ids(topk_ids, len(w2)), topk_weights.masked_fill(padding, 0.0)
