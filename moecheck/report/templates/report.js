@@ -1,6 +1,5 @@
 "use strict";
-const table = document.getElementById("kernels");
-if (table) {
+document.querySelectorAll("table.listing").forEach((table) => {
   const body = table.tBodies[0], rows = [...body.rows];
   const key = (row, column) => row.cells[column].dataset.sort ?? row.cells[column].textContent.trim();
   const compare = (a, b) => {
@@ -14,28 +13,31 @@ if (table) {
       cell.setAttribute("aria-sort", index !== column ? "none" : down ? "descending" : "ascending");
     });
   };
-  table.tHead.querySelectorAll("button").forEach((button, column) => {
+  table.tHead.querySelectorAll("button").forEach((button) => {
+    const cell = button.parentElement;
     button.addEventListener("click", () => {
-      const state = button.parentElement.getAttribute("aria-sort");
-      order(column, state === "none" ? button.parentElement.classList.contains("number") : state === "ascending");
+      const state = cell.getAttribute("aria-sort");
+      order(cell.cellIndex, state === "none" ? cell.classList.contains("number") : state === "ascending");
     });
   });
-  const words = document.getElementById("words"), verdict = document.getElementById("verdict");
-  const shown = document.getElementById("shown");
+  const tools = table.closest("section").querySelector(".tools");
+  if (!tools) return;
+  const words = tools.querySelector("input"), choice = tools.querySelector("select"), shown = tools.querySelector(".shown");
   const filter = () => {
     const wanted = words.value.toLowerCase().split(/\s+/);
     let visible = 0;
     for (const row of rows) {
       const text = row.textContent.toLowerCase();
       row.hidden = !wanted.every((word) => text.includes(word)) ||
-        (verdict.value !== "" && row.dataset.verdict !== verdict.value);
+        (choice !== null && choice.value !== "" && row.dataset.choice !== choice.value);
       visible += row.hidden ? 0 : 1;
     }
     shown.textContent = visible === rows.length ? "" : `${visible} of ${rows.length} shown`;
   };
   words.addEventListener("input", filter);
-  verdict.addEventListener("change", filter);
-}
+  choice?.addEventListener("change", filter);
+  if (words.value || choice?.value) filter(); // what the browser kept while another page was looked at
+});
 document.querySelectorAll("button.copy").forEach((button) => {
   button.addEventListener("click", async () => {
     const code = button.parentElement.querySelector("code");
