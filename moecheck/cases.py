@@ -31,7 +31,8 @@ STRATA = {
 # Those whose values survive in few bits.
 QUANTISED_STRATA = ("random", "positive", "outlier", "zero_rows")
 # Those of whose tokens the reference may compute some only.
-SAMPLED_OPS = ("fused_experts", "moe_layer", "unpermute")
+SAMPLED_OPS = ("fused_experts", "moe_layer", "expert_parallel_moe", "unpermute")
+QUANTISED_OPS = ("fused_experts", "expert_parallel_moe")
 # Which experts the tokens go to (ops that take topk_ids).
 LOADS = {
     "random": "distinct experts drawn uniformly",
@@ -50,6 +51,8 @@ LOGITS = {
     "extreme": "rows all equal, all very negative, very large, with -Inf, +Inf and NaN",
     "negative": "all logits below zero",
 }
+# And those of layers that are spread over ranks.
+RANK_LOGITS = {**LOGITS, "one_rank": "gapped logits by which the last rank's experts come first"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,10 @@ class Case:
     op: name in moecheck.ops.OPS. spec: the layer's semantics; ops read the part that concerns them. dtype: format of
     the activations and weights. num_local_experts: experts on this rank (an expert map is passed), None for all.
     map_style: which these are: the `linear` last ones, every so-many-th (`round_robin`), or any in any order.
-    block_size: of align_block_size. stratum: key of STRATA. load: key of LOADS or LOGITS, by what the op takes.
+    num_ranks: over which tokens and experts are spread (expert_parallel_moe). uneven_ranks: whether `rank_tokens` says
+    which rank has how many tokens, one of them none; else a kernel shares them as it likes. There map_style is that of
+    `expert_placement`. block_size: of align_block_size. stratum: key of STRATA. load: key of LOADS, LOGITS or
+    RANK_LOGITS, by what the op takes.
     layout: `strided` passes rows that are wider in memory than their width. hidden_scale: permute's optional argument.
     latent_size: width of the routed experts of a spec with latent_experts, 0 without.
     sampled: how many tokens the reference computes, chosen by the record (moecheck.sampled_inputs); 0 for all of them.
@@ -84,12 +90,21 @@ class Case:
     hidden_scale: bool = False
     latent_size: int = field(default=0, metadata=LATER)
     sampled: int = field(default=0, metadata=LATER)
+    num_ranks: int = field(default=1, metadata=LATER)
+    uneven_ranks: bool = field(default=False, metadata=LATER)
     seed: int = 0
     name: str = ""
     reason: str = ""
 
     def __post_init__(self) -> None:
-        for name, kind in (("spec", MoESpec), ("hidden_scale", bool), ("seed", int), ("name", str), ("reason", str)):
+        for name, kind in (
+            ("spec", MoESpec),
+            ("hidden_scale", bool),
+            ("uneven_ranks", bool),
+            ("seed", int),
+            ("name", str),
+            ("reason", str),
+        ):
             value = getattr(self, name)
             if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
                 raise CaseError(f"{name}={value!r} must be of type {kind.__name__}.")
@@ -110,6 +125,7 @@ class Case:
             ("shared_intermediate_size", 0),
             ("latent_size", 0),
             ("sampled", 0),
+            ("num_ranks", 1),
             ("block_size", 1),
         ):
             value = getattr(self, size)
@@ -133,14 +149,15 @@ class Case:
                 f"{self.op} and {self.stratum!r}."
             )
         self._check_quantization()
+        self._check_ranks()
         self.spec.routing.check_num_experts(self.num_experts)
 
     def _check_quantization(self) -> None:
         quantization = self.spec.experts.quantization
         if quantization is None:
             return
-        if self.op != "fused_experts":
-            raise CaseError(f"Quantised weights are of fused_experts, not of {self.op}.")
+        if self.op not in QUANTISED_OPS:
+            raise CaseError(f"Quantised weights are of {' and '.join(QUANTISED_OPS)}, not of {self.op}.")
         if self.stratum not in QUANTISED_STRATA:
             raise CaseError(
                 f"stratum={self.stratum!r} is lost in quantised weights; use {', '.join(QUANTISED_STRATA)}."
@@ -152,9 +169,27 @@ class Case:
                 f"{quantization.weights}, two of which share a byte."
             )
 
+    def _check_ranks(self) -> None:
+        if self.op != "expert_parallel_moe":
+            if self.num_ranks > 1 or self.uneven_ranks:
+                raise CaseError(f"num_ranks={self.num_ranks} and uneven_ranks are of expert_parallel_moe.")
+            return
+        if self.num_experts % self.num_ranks:
+            raise CaseError(f"num_experts={self.num_experts} must be a multiple of num_ranks={self.num_ranks}.")
+        routing = self.spec.routing
+        special = routing.num_zero_experts or routing.num_fused_shared_experts or self.spec.latent_experts
+        extra = routing.selection == "hash" or routing.per_expert_scale or self.spec.shared_experts != "none"
+        if special or extra or self.spec.sum_factor != 1.0 or self.num_local_experts is not None:
+            raise CaseError(
+                "expert_parallel_moe has routed experts only: no shared, identity or latent ones, hash routing, scales "
+                "per expert, factor on the sum or num_local_experts."
+            )
+
     @property
     def loads(self) -> dict[str, str]:
         """The `load` names that this op knows, with their reasons."""
+        if self.op == "expert_parallel_moe":
+            return RANK_LOGITS
         return LOGITS if "router_logits" in OPS[self.op].arg_names else LOADS
 
     @property

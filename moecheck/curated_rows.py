@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .curated_ranks import RANKS
 from .curated_routing import ROUTER_ONLY, ROUTING, Row, routing
 from .spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec
 
@@ -303,4 +304,5 @@ BY_OP: dict[str, list[Row]] = {
         *_VALUES[2:],
         ("ties", "exact ties", {"load": "ties", "num_experts": 32}),
     ],
+    "expert_parallel_moe": RANKS,
 }

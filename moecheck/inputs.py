@@ -229,6 +229,38 @@ def _moe_layer(case: Case) -> dict[str, Any]:
     return inputs
 
 
+def _expert_parallel_moe(case: Case) -> dict[str, Any]:
+    weights = ExpertWeights(case)
+    inputs = {
+        "hidden_states": _layout(case, hidden_states(case)),
+        "router_logits": _layout(case, router_logits(case).astype(np.float32)),
+        "num_ranks": case.num_ranks,
+        **_expert_arrays(case, weights),
+        **_router_extras(case),
+    }
+    if case.uneven_ranks:
+        inputs["rank_tokens"] = _rank_tokens(case)
+    if case.map_style != "linear":
+        inputs["expert_placement"] = _expert_placement(case)
+    return inputs
+
+
+def _rank_tokens(case: Case) -> Int32:
+    """[P]: shares of the tokens of which, where there are several, one is empty and the others differ."""
+    order = draw.orders((case.key, "rank_tokens"), 1, case.num_ranks)[0]
+    shares = np.maximum(order, case.num_ranks == 1)  # 0, 1, 2, ... in any order
+    counts = case.num_tokens * shares // shares.sum()
+    counts[np.argmax(order)] += case.num_tokens - counts.sum()
+    return np.asarray(counts, np.int32)
+
+
+def _expert_placement(case: Case) -> Int32:
+    """[E]: the expert of each place, rank after rank."""
+    if case.map_style == "round_robin":
+        return np.arange(case.num_experts, dtype=np.int32).reshape(-1, case.num_ranks).T.reshape(-1).copy()
+    return np.asarray(draw.orders((case.key, "expert_placement"), 1, case.num_experts)[0], np.int32)
+
+
 def _expert_map(case: Case) -> dict[str, Int32]:
     """Global to local ids of the rank that owns `num_local_experts` of the experts, -1 for the others.
 
@@ -283,5 +315,6 @@ _BUILDERS = {
     "batched_experts": _batched_experts,
     "expert_counts": _expert_counts,
     "moe_layer": _moe_layer,
+    "expert_parallel_moe": _expert_parallel_moe,
 }
 assert _BUILDERS.keys() == OPS.keys(), "each op needs a builder"

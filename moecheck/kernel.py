@@ -15,8 +15,8 @@ from .quantization import SCHEMES, Quantization
 from .spec import MoESpec
 from .weight_layout import WeightLayout
 
-Backend = Literal["numpy", "torch", "triton", "cuda", "jax", "pallas_tpu"]
-BACKENDS = ("numpy", "torch", "triton", "cuda", "jax", "pallas_tpu")
+Backend = Literal["numpy", "torch", "triton", "cuda", "jax", "pallas_tpu", "pallas_gpu"]
+BACKENDS = ("numpy", "torch", "triton", "cuda", "jax", "pallas_tpu", "pallas_gpu")
 TieRule = Literal["lowest_index"]
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -31,7 +31,8 @@ class Declaration:
     implements, () when it reads them from its `spec` argument. arguments: what its signature names,
     required: those of them without a default. weight_layout: how it wants weights, None for the plain arrangement.
     quantizations: how the weights that it takes may be quantised, () for plain ones only. capturable: whether it
-    declares that a CUDA graph can hold its call, None when undeclared.
+    declares that a CUDA graph can hold its call, None when undeclared. devices: the most ranks that it can spread a
+    call over; on a CPU, JAX has so many simulated devices in its process.
     origin: file:line of the function. spec_string: how a child process finds it again.
     """
 
@@ -51,6 +52,7 @@ class Declaration:
     weight_layout: WeightLayout | None = None
     quantizations: tuple[Quantization, ...] = ()
     capturable: bool | None = None
+    devices: int = 1
 
 
 def kernel(
@@ -67,6 +69,7 @@ def kernel(
     weight_layout: WeightLayout | None = None,
     quantizations: tuple[Quantization, ...] = (),
     capturable: bool | None = None,
+    devices: int = 1,
 ) -> Callable[[F], F]:
     """Declare the decorated function as a kernel under test for `op`; the function itself is returned unchanged.
 
@@ -76,6 +79,7 @@ def kernel(
     quantizations: schemes (moecheck.quantization) of the weights that it takes; plain ones are among them where it has
     defaults for the scales. A kernel that names `w13_scale` and no schemes is tried on all of them.
     capturable: a CUDA graph can hold its call; that is tried on a CUDA device, and reported where nothing is declared.
+    devices: over how many devices it can spread a call (cases of expert_parallel_moe with more ranks are skipped).
     Raises UsageError for an unknown op, backend or dtype.
     """
     check_known("op", op, OPS)
@@ -98,6 +102,7 @@ def kernel(
             weight_layout=weight_layout,
             quantizations=quantizations,
             capturable=capturable,
+            devices=devices,
         )
         function.__moecheck__ = declaration  # type: ignore[attr-defined]  # functions take attributes
         return function
@@ -120,6 +125,7 @@ def describe(
     weight_layout: WeightLayout | None = None,
     quantizations: tuple[Quantization, ...] = (),
     capturable: bool | None = None,
+    devices: int = 1,
 ) -> Declaration:
     """The Declaration of a plain function; raises UsageError when its signature cannot serve `op`."""
     if numerics is not None and numerics.accumulate.startswith("hopper-fp8") and not numerics.requantises:
@@ -127,6 +133,8 @@ def describe(
             f"{function.__name__} declares accumulate={numerics.accumulate!r}, which is of fp8 operands; declare "
             "a1_quant or a2_quant with it."
         )
+    if numerics is not None and numerics.combine_order == "rank" and op != "expert_parallel_moe":
+        raise UsageError(f"{function.__name__} declares combine_order='rank', and {op} knows no ranks.")
     _check_layout(function.__name__, op, weight_layout)
     arguments, required = _argument_names(function, op)
     if not quantizations and "w13_scale" in arguments:
@@ -147,6 +155,7 @@ def describe(
         weight_layout=weight_layout,
         quantizations=quantizations,
         capturable=capturable,
+        devices=devices,
         arguments=arguments,
         required=required,
         origin=f"{code.co_filename}:{code.co_firstlineno}",

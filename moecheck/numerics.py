@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .accumulators import ACCUMULATORS
 from .errors import SpecError
 from .formats import FORMATS
 from .quantizer import Quantizer
 
-CombineOrder = Literal["tree", "slot", "expert"]
+CombineOrder = Literal["tree", "slot", "expert", "rank"]
 INPUT = "input"
 PROFILES = ACCUMULATORS
 QUANTISERS = ("a1_quant", "a2_quant")
@@ -29,7 +29,8 @@ class Numerics:
     sigmoid when they are stored on their own before the product with gate. act: act(gate) when it is stored on its own
     before the product with up. up: up + beta when it is stored on its own before that product. act_times_up: input of
     the second GEMM. per_expert: output of the second GEMM. weighted: topk_weight * per_expert. combine: each partial
-    sum over a token's experts, added in `combine_order`: by slot, by ascending expert id, or as a tree that keeps fp32.
+    sum over a token's experts, added in `combine_order`: by slot, by ascending expert id, or as a tree that keeps fp32;
+    by `rank`, of expert_parallel_moe, it is the sum of each rank's own experts, and the sum of these is a tree.
     out: the stored result. accumulate: the accumulator's hardware profile, a name in PROFILES.
     a1_quant, a2_quant: how the input of the first and of the second GEMM is requantised, after `weighted` (where
     weights multiply inputs) and `act_times_up`; None where it is not. A mapping of a Quantizer's fields stands for one.
@@ -58,8 +59,8 @@ class Numerics:
             value = getattr(self, name)
             if value != INPUT and value not in FORMATS:
                 raise SpecError(f"Numerics.{name}={value!r} must be 'input' or one of {', '.join(FORMATS)}.")
-        if self.combine_order not in ("tree", "slot", "expert"):
-            raise SpecError(f"Numerics.combine_order={self.combine_order!r} must be tree, slot or expert.")
+        if self.combine_order not in get_args(CombineOrder):
+            raise SpecError(f"Numerics.combine_order={self.combine_order!r} must be tree, slot, expert or rank.")
         if self.accumulate not in PROFILES:
             raise SpecError(f"Numerics.accumulate={self.accumulate!r} must be one of {', '.join(PROFILES)}.")
         for name in QUANTISERS:

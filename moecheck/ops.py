@@ -49,7 +49,7 @@ def _op(name: str, summary: str, args: str, outputs: str) -> Op:
 # Axes: T tokens, H hidden, I intermediate, U rows of w13 (2I when gated), E experts, L local experts, k top_k,
 # k' top_k + fused shared slots, R permuted rows, S shared intermediate, V rows of shared_w13, X width that the routed
 # experts work on (H, or narrower with latent_experts), D token ids, C rows that each expert has room for, n and
-# K of a GEMM, * free.
+# K of a GEMM, P ranks, Q physical experts, * free.
 _TABLE = (
     _op(
         "topk_routing",
@@ -129,7 +129,17 @@ _TABLE = (
         "latent_down: input X H, latent_up: input H X",
         "out: input T H",
     ),
+    _op(
+        "expert_parallel_moe",
+        "routing and experts that lie on several ranks, as do the tokens",
+        "hidden_states: input T H, router_logits: float32 T E, correction_bias: float32 E, w13: input E U H, "
+        "w2: input E H I, w13_bias: input E U, w2_bias: input E H, w13_scale: scale E * *, w2_scale: scale E * *, "
+        "num_ranks: int, rank_tokens: int32 P, expert_placement: int32 Q",
+        "out: input T H",
+    ),
 )
 OPS: dict[str, Op] = {op.name: op for op in _TABLE}
+# Those that choose experts themselves and return no ids.
+LAYERS = ("moe_layer", "expert_parallel_moe")
 # What a kernel may name in place of an op's argument, which it then gets in another convention (moecheck.placement).
 ALTERNATIVES = {"expert_mask": "expert_map"}

@@ -139,6 +139,7 @@ def spec_part(op: str, spec: MoESpec) -> MoESpec | ExpertSpec | RoutingSpec | No
         "expert_outputs": spec.experts,
         "batched_experts": spec.experts,
         "moe_layer": spec,
+        "expert_parallel_moe": spec,
     }
     return parts.get(op)
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from . import draw
 from .cases import Case
 from .formats import Float64, round_to
+from .ops import LAYERS
 
 LOGIT_SCALE = 1.5
 
@@ -19,6 +20,9 @@ def router_logits(case: Case) -> Float64:
     values = draw.look_up(draw.philox(case.key, "logits"), draw.normal_quantiles() * LOGIT_SCALE, (T, E))
     if case.load == "gapped":  # every pair differs by far more than any score's rounding, and softmax keeps the tail
         return (rank.astype(np.float64) - E / 2) * (8.0 / E)
+    if case.load == "one_rank":
+        last = np.arange(E) >= E - E // case.num_ranks
+        return np.asarray((rank + E * last - E) * (8.0 / E))
     if case.load == "ties":
         return np.asarray(np.rint(values * 2) / 2)
     if case.load == "near_ties":
@@ -100,7 +104,7 @@ def weight_norm(case: Case) -> float:
     """Typical root of the sum of squared routing weights: what the second GEMM's weights are scaled against."""
     routing, top_k = case.spec.routing, case.spec.routing.top_k
     factor = routing.routed_scaling_factor
-    if case.op != "moe_layer" or routing.renormalize or routing.softmax_over_selected:
+    if case.op not in LAYERS or routing.renormalize or routing.softmax_over_selected:
         return float(factor * np.sqrt(1.1 / top_k))
     logits = router_logits(case)
     logits = np.where(np.isfinite(logits), logits, 0.0)

@@ -21,6 +21,7 @@ BLOCKS = (16, 64, 128)  # rows of one expert that kernels compute together
 PER_TOKEN = {
     "fused_experts": ("hidden_states", "topk_ids", "topk_weights"),
     "moe_layer": ("hidden_states", "router_logits", "token_ids"),
+    "expert_parallel_moe": ("hidden_states", "router_logits"),
     "unpermute": ("topk_weights", "inv_permuted_idx"),
 }
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from .cases import LOADS, LOGITS, Case
 from .errors import MoecheckError
-from .ops import OPS
+from .ops import LAYERS, OPS
 from .spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec, ScalingPlacement, Scoring, SharedExperts
 
 # Few distinct sizes: compiled kernels pay for each new shape. Simplest first, since shrinking goes to the left.
@@ -19,13 +19,14 @@ EXPERTS = (8, 16, 6, 64, 40)
 SMALL_TOKENS = (4, 1, 7, 16)
 SMALL_WIDTHS = ((64, 32), (32, 32), (48, 40))
 SMALL_EXPERTS = (4, 8, 6)
+RANKS = (2, 4, 1)
 DTYPES = ("bf16", "fp32", "fp16")
 VALUE_STRATA = ("random", "outlier", "cancelling", "positive", "zero_rows")
 SCORINGS: tuple[Scoring, ...] = ("softmax", "sigmoid", "sqrt_softplus")
 PLACEMENTS: tuple[ScalingPlacement, ...] = ("topk_weights", "routed_output", "sum")
 SHARED: tuple[SharedExperts, ...] = ("none", "ungated", "gated")
 DRAWN_LOADS = tuple(load for load in LOADS if load != "padding_zero")  # which takes weights
-EXPERT_OPS = ("fused_experts", "expert_outputs", "batched_experts", "moe_layer")
+EXPERT_OPS = ("fused_experts", "expert_outputs", "batched_experts", *LAYERS)
 EXPERT_SPECS = (
     ExpertSpec(),
     SWIGLUOAI,
@@ -67,27 +68,32 @@ def routing_specs(draw: st.DrawFn, *, num_experts: int, most_slots: int = 8) -> 
 @st.composite
 def moe_cases(draw: st.DrawFn, op: str, *, small: bool = False) -> Case:
     """Cases of one op. small: sizes for kernels that run under an interpreter."""
-    num_experts = draw(st.sampled_from(SMALL_EXPERTS if small else EXPERTS))
-    hidden_size, intermediate_size = draw(st.sampled_from(SMALL_WIDTHS if small else WIDTHS))
+    ranked = op == "expert_parallel_moe"
+    ranks = draw(st.sampled_from(RANKS)) if ranked else 1
+    numbers = SMALL_EXPERTS if small or ranked else EXPERTS
+    num_experts = draw(st.sampled_from([E for E in numbers if E % ranks == 0]))
+    hidden_size, intermediate_size = draw(st.sampled_from(SMALL_WIDTHS if small or ranked else WIDTHS))
     routed = "router_logits" in OPS[op].arg_names
     routing = draw(routing_specs(num_experts=num_experts))
     if not routed:  # ids and weights are inputs: only the number of slots is left of the routing
         routing = RoutingSpec(top_k=routing.top_k, renormalize=True)
     experts = draw(st.sampled_from(EXPERT_SPECS)) if op in (*EXPERT_OPS, "act_and_mul") else ExpertSpec()
     # A layer returns no ids, so ties would leave most of its tokens undecided; routing is where they are judged.
-    loads = ("random", "gapped", "negative") if op == "moe_layer" else tuple(LOGITS) if routed else DRAWN_LOADS
+    loads = ("random", "gapped", "negative") if op in LAYERS else tuple(LOGITS) if routed else DRAWN_LOADS
     shared: SharedExperts = draw(st.sampled_from(SHARED)) if op == "moe_layer" else "none"
     maps = op in ("align_block_size", "expert_counts", "permute", "problem_sizes", "fused_experts", "expert_outputs")
     return Case(
         op=op,
         spec=MoESpec(routing=routing, experts=experts, shared_experts=shared),
-        num_tokens=draw(st.sampled_from(SMALL_TOKENS if small else TOKENS)),
+        num_tokens=draw(st.sampled_from(SMALL_TOKENS if small or ranked else TOKENS)),
         num_experts=num_experts,
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         shared_intermediate_size=0 if shared == "none" else intermediate_size,
+        num_ranks=ranks,
+        uneven_ranks=ranked and draw(st.booleans()),
         num_local_experts=draw(st.sampled_from((None, num_experts // 2))) if maps else None,
-        map_style=draw(st.sampled_from(("linear", "round_robin", "shuffled"))) if maps else "linear",
+        map_style=draw(st.sampled_from(("linear", "round_robin", "shuffled"))) if maps or ranked else "linear",
         hidden_scale=draw(st.booleans()) if op == "permute" else False,
         dtype=draw(st.sampled_from(DTYPES)),
         stratum=draw(st.sampled_from(VALUE_STRATA)) if op in (*EXPERT_OPS, "grouped_gemm") else "random",
@@ -102,9 +108,12 @@ def smaller_than(draw: st.DrawFn, case: Case) -> Case:
     """Cases like the given one whose sizes are at most its own; simplest first."""
     routing = case.spec.routing
     least = routing.top_k if routing.num_expert_groups == 1 else case.num_experts
+    ranks = draw(_sizes(case.num_ranks, 1))
     values: dict[str, object] = {
         "num_tokens": draw(_sizes(case.num_tokens, 1)),
-        "num_experts": draw(_sizes(case.num_experts, max(least, 1))),
+        "num_experts": draw(_sizes(case.num_experts, max(least, ranks))),
+        "num_ranks": ranks,
+        "uneven_ranks": case.uneven_ranks and draw(st.booleans()),
         "hidden_size": draw(_sizes(case.hidden_size, 1)),
         "intermediate_size": draw(_sizes(case.intermediate_size, 1)),
         "stratum": draw(st.sampled_from(_first("random", case.stratum))),

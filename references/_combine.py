@@ -118,7 +118,7 @@ class _Sum:
 
 
 def _partial_format(stores: Numerics) -> str:
-    return "fp32" if stores.combine_order == "tree" else stores.combine
+    return stores.combine if stores.combine_order in ("slot", "expert") else "fp32"
 
 
 def _by_slot(stores: Numerics) -> bool:

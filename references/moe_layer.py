@@ -159,7 +159,7 @@ def variants(
         token_ids=token_ids,
         tid2eid=tid2eid,
     )
-    computed = _computed_weights(weights, stores)
+    computed = computed_weights(weights, stores)
     drawn = computed.value + np.sqrt(computed.dense) * noise.normal((noise.variants, *computed.value.shape))
     num_experts = router_logits.shape[1]
     simulated = partial(
@@ -220,8 +220,8 @@ def finished(
     if spec.routing.num_zero_experts:
         identity = rounded(x * _identity_weight(*topk, num_experts, spec.routing), stores.out)
         y = rounded(y + identity, stores.out)
-    if _output_factor(spec.routing) != 1.0:
-        y = rounded(y * _output_factor(spec.routing), stores.out)
+    if output_factor(spec.routing) != 1.0:
+        y = rounded(y * output_factor(spec.routing), stores.out)
     if shared is not None:
         if spec.shared_experts == "gated":
             logit = rounded(gate_logit(x, shared_gate), stores.gate_up)
@@ -272,7 +272,7 @@ def estimate(
         token_ids=token_ids,
         tid2eid=tid2eid,
     )
-    computed = _computed_weights(weights, stores)
+    computed = computed_weights(weights, stores)
     num_experts = router_logits.shape[1]
     hidden = None
     if spec.latent_experts:
@@ -302,14 +302,14 @@ def estimate(
     if spec.routing.num_zero_experts:
         kept = _identity_estimate(computed, ids, num_experts, spec.routing)
         answers = [_with_identity(y, x, kept, stores) for y in answers]
-    factor = _output_factor(spec.routing)
+    factor = output_factor(spec.routing)
     if factor != 1.0:
-        answers = [_multiplied(y, factor, stores) for y in answers]
+        answers = [multiplied(y, factor, stores) for y in answers]
     if spec.shared_experts != "none":
         extra = shared_estimates(x, shared_w13, shared_w2, shared_gate, spec, stores, asked)
         answers = [_added(y, more, stores) for y, more in zip(answers, extra, strict=True)]
     if spec.sum_factor != 1.0:
-        answers = [_multiplied(y, spec.sum_factor, stores) for y in answers]
+        answers = [multiplied(y, spec.sum_factor, stores) for y in answers]
     return answer(answers)
 
 
@@ -325,7 +325,7 @@ def _with_identity(routed: Errors, x: Float64, weight: Estimate, stores: Numeric
     return replace(routed, estimate=y, shared=shared, sources=(*routed.sources, source))
 
 
-def _multiplied(routed: Errors, factor: float, stores: Numerics) -> Errors:
+def multiplied(routed: Errors, factor: float, stores: Numerics) -> Errors:
     """A sum times r or f, stored at `out`."""
     y = stored(routed.estimate.scaled(factor), stores.out)
     shared = None if routed.shared is None else routed.shared * factor**2
@@ -339,7 +339,7 @@ def _added(routed: Errors, extra: Errors, stores: Numerics) -> Errors:
     return replace(routed, estimate=y, shared=shared, sources=(*routed.sources, *extra.sources))
 
 
-def _computed_weights(weights: Float64, stores: Numerics) -> Estimate:
+def computed_weights(weights: Float64, stores: Numerics) -> Estimate:
     """Routing weights as a kernel computes them."""
     computed = exactly(decode(weights), flips=False)
     dense = np.square(ROUTING_ULPS * ulp(computed.value, "fp32"))
@@ -368,6 +368,6 @@ def _identity_weight(weights: AnyArray, ids: AnyArray, num_experts: int, routing
     return total
 
 
-def _output_factor(routing: RoutingSpec) -> float:
+def output_factor(routing: RoutingSpec) -> float:
     """What multiplies the sum over the slots: r, unless it is already inside the weights."""
     return 1.0 if routing.scaling_placement == "topk_weights" else routed_factor(routing)

@@ -13,7 +13,7 @@ from moecheck.cases import Case
 from moecheck.curated import cases_for
 from moecheck.errors import CaseError
 from moecheck.formats import FORMATS, AnyArray, Float64, round_to, to_float64
-from moecheck.ops import OPS
+from moecheck.ops import LAYERS, OPS
 from moecheck.references.act_and_mul import split
 from moecheck.references.fused_experts import fused_experts
 from moecheck.references.grouped_gemm import grouped_gemm
@@ -282,7 +282,7 @@ WITHOUT_ROWS = ("align_block_size", "problem_sizes", "expert_counts", "batched_e
 def test_strided_rows_lie_apart_with_nan_between(op: str) -> None:
     case, contiguous = Case(op=op, layout="strided", seed=3), Case(op=op, layout="contiguous", seed=3)
     name = {"topk_routing": "router_logits", "unpermute": "permuted", "permute": "hidden_states"}.get(op, "x")
-    name = "hidden_states" if op in ("fused_experts", "expert_outputs", "moe_layer") else name
+    name = "hidden_states" if op in ("fused_experts", "expert_outputs", *LAYERS) else name
     rows: AnyArray = case.inputs()[name]
     wide = rows.base
     assert wide is not None

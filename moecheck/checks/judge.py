@@ -23,11 +23,12 @@ from moecheck.checks.values import is_vacuous, judge_values
 from moecheck.formats import FORMATS, AnyArray, Float64, to_float64, ulp
 from moecheck.kernel import TieRule
 from moecheck.numerics import FLOOR, Numerics
+from moecheck.ops import LAYERS
 from moecheck.oracle import Oracle, Values
 from moecheck.sampled_inputs import sampled_rows
 
 SOME_ROWS = frozenset({"expert_outputs", "batched_experts"})  # ops with rows of the output that may hold anything
-VALUE_OPS = frozenset({"unpermute", "grouped_gemm", "act_and_mul", "fused_experts", "moe_layer"}) | SOME_ROWS
+VALUE_OPS = frozenset({"unpermute", "grouped_gemm", "act_and_mul", "fused_experts", *LAYERS}) | SOME_ROWS
 STRUCTURE_OPS = frozenset({"align_block_size", "expert_counts", "permute", "problem_sizes", "shuffle_rows"})
 ROW_NAMES = {
     "grouped_gemm": "row",
@@ -155,7 +156,7 @@ def _proven(
 
 
 def _expected(case: Case, out: Float64, oracle: Oracle, numerics: Numerics | None) -> tuple[Values, Judgement | None]:
-    if case.op == "moe_layer":
+    if case.op in LAYERS:
         return layer_values(case, out, oracle, numerics)
     values = oracle.values(case, numerics)
     return (values.rows(held_rows(oracle.inputs(case))) if case.op in SOME_ROWS else values), None
@@ -185,7 +186,7 @@ def _statistics(
     one_way = numerics is None and case.op == "unpermute"
     row_bias = 2.0 ** -FORMATS[case.dtype].precision if one_way else 0.0
     # Gate and up are two sums, and the second GEMM is one of their product.
-    sums = 3 if case.op in ("fused_experts", *SOME_ROWS, "moe_layer") else 1
+    sums = 3 if case.op in ("fused_experts", *SOME_ROWS, *LAYERS) else 1
     bias += sums * ACCUMULATORS[(numerics or FLOOR).accumulate].bias(terms)
     inputs = oracle.inputs(case)
     groups = {"expert": inputs["topk_ids"]} if case.op == "fused_experts" else {}

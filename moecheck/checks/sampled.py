@@ -11,6 +11,7 @@ from moecheck.cases import Case
 from moecheck.checks.finding import Judgement, Verdict
 from moecheck.checks.place import names
 from moecheck.formats import AnyArray
+from moecheck.ops import LAYERS
 from moecheck.sampled_inputs import experts_seen, lazy_inputs, sampled_rows
 
 SAMPLED_TOKEN = "sampled token"  # what a row is called whose number is that in the sample
@@ -69,7 +70,7 @@ def with_tokens(case: Case, judgement: Judgement) -> Judgement:
 def _empty_rows(case: Case) -> Bool:
     """[T]: tokens that nothing contributes to."""
     inputs = lazy_inputs(case)
-    if case.op == "moe_layer":
+    if case.op in LAYERS:
         return np.zeros(case.num_tokens, bool)
     if case.op == "unpermute":
         absent = inputs["inv_permuted_idx"] < 0

@@ -98,7 +98,7 @@ def value_by(
         out = right_product(out, to_float64(inputs["latent_up"]))
     if not layer:
         return out
-    out = out * module._output_factor(routing) + _shared(call, x, function, first, second)
+    out = out * module.output_factor(routing) + _shared(call, x, function, first, second)
     total: Float64 = out * call.case.spec.sum_factor
     return total
 
@@ -125,7 +125,7 @@ def _shared(call: Call, x: Float64, function: Function, first: Multiply, second:
         start = call.case.num_experts - call.case.spec.routing.num_zero_experts
         zero = (ids >= start) & (ids < call.case.num_experts)
         weights = np.where(zero, slots_of(call).weights, 0.0).sum(axis=1, keepdims=True)
-        part = x * weights * module._output_factor(call.case.spec.routing)
+        part = x * weights * module.output_factor(call.case.spec.routing)
     if kind == "none":
         return part
     hidden = _hidden(call.case.spec.shared, first(x, to_float64(inputs["shared_w13"])), function)

@@ -18,6 +18,7 @@ from moecheck.checks.statistics import reproduces
 from moecheck.formats import AnyArray, Float64, to_float64
 from moecheck.kernel import Declaration
 from moecheck.numerics import Numerics
+from moecheck.ops import LAYERS
 from moecheck.oracle import Oracle, Values
 from moecheck.relations.relation import Call
 from moecheck.relations.rows import take_rows
@@ -72,7 +73,7 @@ def _values(oracle: Oracle, declaration: Declaration, case: Case, base: AnyArray
     sampled = to_float64(base[sampled_rows(case)])
     if numerics is not None and declaration.numerics is None and not reproduces(sampled, values):
         values = oracle.values(case, None)
-    if case.op != "moe_layer":
+    if case.op not in LAYERS:
         return values
     values = values.copy()
     values.sigma[ambiguous_rows(choice_of(case, oracle.inputs(case), numerics), case.spec.routing)] = np.inf
@@ -86,7 +87,7 @@ def _row_sizes(case: Case, base: AnyArray, values: Values) -> Judgement:
     """
     inputs, rows = lazy_inputs(case), sampled_rows(case)
     says = "a token's output is as large as its weights make it"
-    if case.op == "moe_layer" or case.spec.experts.weight_on_input or len(rows) < FEWEST:
+    if case.op in LAYERS or case.spec.experts.weight_on_input or len(rows) < FEWEST:
         return Judgement(check="row_sizes", verdict=Verdict.PASS, facts={"row_sizes": f"not tried: {says}"})
     ids = inputs["topk_ids"] if case.op == "fused_experts" else inputs["inv_permuted_idx"]
     here = inputs.get("expert_map")

@@ -6,18 +6,19 @@ import numpy as np
 
 from moecheck.cases import Case
 from moecheck.formats import Float64
+from moecheck.ops import LAYERS
 from moecheck.relations.premises import declares_batch_invariance, tokens
 from moecheck.relations.relation import Calls, Inputs, Pair, Trial, relation
 from moecheck.relations.rows import EVERY, ROW_OPS, count_rows, like_the_case, take_rows
 
 CROWD = 193  # more rows of one expert than any usual block has, and a tail
 ALONE = 4
-TOKEN_OPS = ("topk_routing", "fused_experts", "moe_layer", "unpermute")
+TOKEN_OPS = ("topk_routing", "fused_experts", *LAYERS, "unpermute")
 
 
 @relation(
     "the order of the tokens changes no token's output",
-    ops=("topk_routing", "act_and_mul", "fused_experts", "moe_layer", "unpermute", "permute", "shuffle_rows"),
+    ops=("topk_routing", "act_and_mul", "fused_experts", *LAYERS, "unpermute", "permute", "shuffle_rows"),
     premises=(tokens(2),),
     exact=declares_batch_invariance,
     keeps_shapes=True,
@@ -34,7 +35,7 @@ def token_permutation(case: Case, inputs: Inputs) -> Trial:
 
 @relation(
     "equal tokens have equal outputs",
-    ops=("topk_routing", "act_and_mul", "fused_experts", "moe_layer", "unpermute", "shuffle_rows"),
+    ops=("topk_routing", "act_and_mul", "fused_experts", *LAYERS, "unpermute", "shuffle_rows"),
     premises=(tokens(2),),
     exact=declares_batch_invariance,
     keeps_shapes=True,

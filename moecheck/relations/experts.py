@@ -6,6 +6,7 @@ import numpy as np
 
 from moecheck.cases import Case
 from moecheck.formats import AnyArray
+from moecheck.ops import LAYERS
 from moecheck.quantization import OF_WEIGHTS
 from moecheck.relations.premises import (
     declares_determinism,
@@ -26,7 +27,7 @@ PER_EXPERT = ("w13", "w2", "w13_bias", "w2_bias", "correction_bias", "per_expert
 
 @relation(
     "the experts' numbers do not count",
-    ops=("fused_experts", "moe_layer", "topk_routing"),
+    ops=("fused_experts", *LAYERS, "topk_routing"),
     premises=(plain_experts, tokens(1), weights_of_a_set),
     keeps_shapes=True,
 )

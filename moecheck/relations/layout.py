@@ -8,6 +8,7 @@ import numpy as np
 
 from moecheck.cases import Case
 from moecheck.formats import AnyArray
+from moecheck.ops import LAYERS
 from moecheck.relations.premises import plain_weights, tokens
 from moecheck.relations.relation import Call, Calls, Inputs, Pair, Subject, Trial, relation
 from moecheck.relations.rows import DATA, EVERY, like_the_case
@@ -35,7 +36,7 @@ def wide_rows(case: Case, inputs: Inputs) -> Trial:
 
 @relation(
     "rows of weights that lie further apart give the same",
-    ops=("fused_experts", "moe_layer", "grouped_gemm"),
+    ops=("fused_experts", *LAYERS, "grouped_gemm"),
     premises=(tokens(1), plain_weights),
     keeps_shapes=True,
     optional=True,

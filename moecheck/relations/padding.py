@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from moecheck.cases import Case
+from moecheck.ops import LAYERS
 from moecheck.relations.premises import plain_weights, tokens
 from moecheck.relations.relation import Call, Calls, Inputs, Pair, Subject, Trial, relation
 from moecheck.relations.rows import EVERY, like_the_case
@@ -23,7 +24,7 @@ def one_width(subject: Subject) -> str | None:
 
 @relation(
     "zeros behind the hidden and the intermediate columns change nothing, and stay zeros",
-    ops=("fused_experts", "moe_layer"),
+    ops=("fused_experts", *LAYERS),
     premises=(tokens(1), one_width, plain_weights),
     optional=True,
 )

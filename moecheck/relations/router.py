@@ -8,6 +8,7 @@ import numpy as np
 
 from moecheck.cases import Case
 from moecheck.formats import to_float64
+from moecheck.ops import LAYERS
 from moecheck.relations.premises import takes, tokens
 from moecheck.relations.relation import Call, Inputs, Subject, Trial, relation
 from moecheck.relations.rows import EVERY, same
@@ -51,7 +52,7 @@ def renormalised_softmax(subject: Subject) -> str | None:
 
 @relation(
     "a shift of all logits changes no weight",
-    ops=("topk_routing", "moe_layer"),
+    ops=("topk_routing", *LAYERS),
     premises=(tokens(1), softmax_of_plain_logits),
     keeps_shapes=True,
 )
@@ -67,7 +68,7 @@ def shifted_logits(case: Case, inputs: Inputs) -> Trial:
 
 @relation(
     "a shift of the whole correction bias changes no weight",
-    ops=("topk_routing", "moe_layer"),
+    ops=("topk_routing", *LAYERS),
     premises=(tokens(1), bias_only_selects),
     keeps_shapes=True,
 )

@@ -21,6 +21,7 @@ PER_ROW = {
     "act_and_mul": ("x",),
     "fused_experts": ("hidden_states", "topk_ids", "topk_weights"),
     "moe_layer": ("hidden_states", "router_logits", "token_ids"),
+    "expert_parallel_moe": ("hidden_states", "router_logits"),
     "permute": ("hidden_states", "topk_ids", "hidden_scale"),
     "shuffle_rows": ("row_map",),
 }
@@ -31,6 +32,7 @@ DATA = {
     "act_and_mul": "x",
     "fused_experts": "hidden_states",
     "moe_layer": "hidden_states",
+    "expert_parallel_moe": "hidden_states",
     "grouped_gemm": "x",
 }
 
@@ -55,6 +57,9 @@ def take_rows(case: Case, inputs: Inputs, rows: Sequence[int] | Rows) -> Call:
         return Call(case=case, inputs={**inputs, "x": inputs["x"][wanted], "expert_ends": ends})
     taken = {name: inputs[name][wanted] for name in PER_ROW[case.op] if name in inputs}
     changed = case if case.op == "shuffle_rows" else replace(case, num_tokens=len(wanted))
+    if case.uneven_ranks and len(wanted) != case.num_tokens:  # the ranks' shares are of other tokens
+        left = {name: value for name, value in inputs.items() if name != "rank_tokens"}
+        return Call(case=replace(changed, uneven_ranks=False), inputs={**left, **taken})
     return Call(case=changed, inputs={**inputs, **taken})
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from moecheck.cases import Case
 from moecheck.formats import AnyArray, Float64
 from moecheck.gate_up import gate_up_rows
+from moecheck.ops import LAYERS
 from moecheck.relations.premises import (
     declares_determinism,
     experts_are_linear_in_up,
@@ -67,7 +68,7 @@ def scaled_weights(case: Case, inputs: Inputs) -> Trial:
 
 @relation(
     "W2 times 4 gives the output times 4",
-    ops=("fused_experts", "moe_layer", "grouped_gemm"),
+    ops=("fused_experts", *LAYERS, "grouped_gemm"),
     premises=(tokens(1), output_is_linear_in_experts, not_fp16, values_are_moderate, float_scales),
     exact=declares_determinism,
     keeps_shapes=True,
@@ -82,7 +83,7 @@ def scaled_w2(case: Case, inputs: Inputs) -> Trial:
 
 @relation(
     "W_up times 4 gives the output times 4",
-    ops=("act_and_mul", "fused_experts", "moe_layer"),
+    ops=("act_and_mul", "fused_experts", *LAYERS),
     premises=(
         tokens(1),
         plain_weights,
@@ -101,7 +102,7 @@ def scaled_up(case: Case, inputs: Inputs) -> Trial:
 
 @relation(
     "W_up with the other sign gives the output with the other sign",
-    ops=("act_and_mul", "fused_experts", "moe_layer"),
+    ops=("act_and_mul", "fused_experts", *LAYERS),
     premises=(tokens(1), plain_weights, experts_are_linear_in_up, output_is_linear_in_experts),
     exact=declares_determinism,
     keeps_shapes=True,

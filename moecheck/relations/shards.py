@@ -9,6 +9,7 @@ import numpy as np
 
 from moecheck.cases import Case
 from moecheck.gate_up import rows_of_units
+from moecheck.ops import LAYERS
 from moecheck.placement import expert_map, experts_of_rank, physical_ids, replicas_of
 from moecheck.relations.experts import PER_EXPERT
 from moecheck.relations.premises import output_is_linear_in_experts, plain_experts, plain_weights, takes, tokens
@@ -51,7 +52,7 @@ def expert_shards(case: Case, inputs: Inputs) -> Trial:
 
 @relation(
     "experts' columns shared among ranks sum to the whole",
-    ops=("fused_experts", "moe_layer"),
+    ops=("fused_experts", *LAYERS),
     premises=(divisible, plain_weights, output_is_linear_in_experts, tokens(1)),
 )
 def tensor_shards(case: Case, inputs: Inputs) -> Trial:

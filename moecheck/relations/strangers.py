@@ -10,6 +10,7 @@ import numpy as np
 from moecheck.cases import Case
 from moecheck.checks.judge import held_rows
 from moecheck.formats import AnyArray
+from moecheck.ops import LAYERS
 from moecheck.relations.premises import (
     declares_determinism,
     finite_inputs,
@@ -59,7 +60,7 @@ def _undisturbed(calls: Calls, others: AnyArray) -> Pair:
 
 @relation(
     "a token of zeros gives zeros",
-    ops=("act_and_mul", "fused_experts", "moe_layer", "grouped_gemm"),
+    ops=("act_and_mul", "fused_experts", *LAYERS, "grouped_gemm"),
     premises=(tokens(2), no_biases),
     exact=lambda _: True,
     keeps_shapes=True,

@@ -19,6 +19,7 @@ from moecheck.checks.place import shares
 from moecheck.checks.routing import judged_rows
 from moecheck.formats import Float64
 from moecheck.numerics import FLOOR, Numerics
+from moecheck.ops import LAYERS
 from moecheck.oracle import Oracle, call_reference, reference_modules
 from moecheck.relations.relation import Call, Calls, Outputs, Pair, Relation, Subject, Trial
 from moecheck.relations.rows import rows_of
@@ -108,7 +109,7 @@ def _allowed(call: Call, rows: Float64, setting: Setting) -> Float64:
     case = call.case
     if case.op in VALUE_OPS:
         bound = value_bound(_sigma(call, setting))
-        if case.op == "moe_layer":
+        if case.op in LAYERS:
             choice = choice_of(case, call.inputs, setting.numerics)
             bound = np.where(ambiguous_rows(choice, case.spec.routing)[:, None], np.inf, bound)
         return bound

@@ -38,6 +38,8 @@ def lacking(declaration: Declaration, case: Case) -> str | None:
     """Why the kernel cannot be given the case, or None."""
     if case.dtype not in declaration.dtypes:
         return f"declares no {case.dtype}"
+    if case.num_ranks > declaration.devices:
+        return f"declares devices={declaration.devices}, and the case has {case.num_ranks} ranks"
     scheme = case.spec.experts.quantization
     if scheme is not None and declaration.quantizations and scheme not in declaration.quantizations:
         return f"takes no {scheme.words()}"
@@ -85,6 +87,8 @@ def array_arguments(case: Case) -> set[str]:
         "latent_up": case.spec.latent_experts,
         "expert_map": case.num_local_experts is not None and case.op != "moe_layer",
         "hidden_scale": case.hidden_scale,
+        "rank_tokens": case.uneven_ranks,
+        "expert_placement": case.op == "expert_parallel_moe" and case.map_style != "linear",
         "bias": experts.w13_bias,
         "w13_bias": experts.w13_bias,
         "w2_bias": experts.w2_bias,

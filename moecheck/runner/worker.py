@@ -35,6 +35,7 @@ from moecheck.runner.arrays import (
     to_native,
     to_numpy,
 )
+from moecheck.runner.devices import provide_devices
 from moecheck.runner.input_store import shared_inputs
 from moecheck.runner.launches import launches
 from moecheck.runner.layout import as_declared, cut
@@ -303,8 +304,10 @@ def _argument(value: Any, backend: str, buffer: Any) -> Any:
 
 @lru_cache(maxsize=8)
 def loaded(target: Target) -> tuple[Callable[..., Any], Declaration]:
-    """The function and its declaration, imported once."""
-    return load(target)
+    """The function and its declaration, imported once, and the devices that it declares."""
+    function, declaration = load(target)
+    provide_devices(declaration)
+    return function, declaration
 
 
 def _import_failed(error: ModuleNotFoundError, place: str, *, user: bool) -> Loaded:

@@ -13,6 +13,7 @@ from moecheck.spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec
 from tests.relations.trial import Kernel, honest, judged, missing
 from tests.relations.wrong_kernels import (
     SIZES,
+    adds_every_copy,
     adds_the_second_bias_always,
     adds_the_shared_expert_whole,
     adds_where_there_is_nothing,
@@ -29,6 +30,7 @@ from tests.relations.wrong_kernels import (
     last_row_of_a_large_batch,
     leaks_nan,
     looks_at_the_last_expert,
+    loses_an_empty_first_rank,
     noisy,
     one_scale_for_all_rows,
     overflowing_softmax,
@@ -38,6 +40,7 @@ from tests.relations.wrong_kernels import (
     takes_unsigned_ids_for_wide_ones,
     weighs_the_shared_slot_by_the_factor,
     weighs_with_the_bias,
+    weights_in_places,
     width_counts,
     without,
     wraps_foreign_ids,
@@ -47,11 +50,13 @@ RENORMALISED = MoESpec(routing=RoutingSpec(top_k=2, renormalize=True))
 BIASED = MoESpec(
     routing=RoutingSpec(top_k=3, scoring="sigmoid", correction_bias="select", renormalize=True, renorm_eps=1e-20)
 )
+RANKS = "expert_parallel_moe"
 CLAMPED = MoESpec(routing=RoutingSpec(top_k=2, renormalize=True), experts=SWIGLUOAI)
 
 
 def case_of(op: str, spec: MoESpec = RENORMALISED, dtype: str = "fp32", **fields: object) -> Case:
-    return Case(op=op, spec=spec, dtype=dtype, **{**SIZES, **fields})  # type: ignore[arg-type]  # fields of Case
+    ranks = {"num_ranks": 2} if op == "expert_parallel_moe" else {}
+    return Case(op=op, spec=spec, dtype=dtype, **{**SIZES, **ranks, **fields})  # type: ignore[arg-type]  # fields of Case
 
 
 KINDS = ((RENORMALISED, "fp32"), (RENORMALISED, "bf16"), (BIASED, "fp32"), (CLAMPED, "bf16"))
@@ -159,6 +164,11 @@ WRONG: list[tuple[str, str, MoESpec, Kernel]] = [
     ("padding_rows", "fused_experts", RENORMALISED, changed(leaks_nan)),
     ("rows_beyond_counts", "batched_experts", RENORMALISED, changed(one_scale_for_all_rows)),
     ("unused_experts", "fused_experts", RENORMALISED, changed(looks_at_the_last_expert)),
+    ("rank_counts", RANKS, RENORMALISED, changed(lambda c, i, out: out if c.num_ranks == 1 else -out)),
+    ("token_places", RANKS, RENORMALISED, changed(loses_an_empty_first_rank)),
+    ("expert_places", RANKS, RENORMALISED, fed(weights_in_places)),
+    ("expert_copies", RANKS, RENORMALISED, changed(adds_every_copy)),
+    ("silent_experts", RANKS, RENORMALISED, changed(lambda c, i, out: out + i["hidden_states"] * out.dtype.type(0.1))),
 ]
 
 

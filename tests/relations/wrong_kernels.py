@@ -196,3 +196,22 @@ def contiguous_matrix(array: AnyArray) -> AnyArray:
     """What a kernel reads that takes an array's memory for rows one behind the other."""
     wide = array if array.base is None or array.flags.c_contiguous else array.base
     return wide.reshape(-1)[: array.size].reshape(array.shape)
+
+
+def loses_an_empty_first_rank(case: Case, inputs: Inputs, out: AnyArray) -> AnyArray:
+    """Tokens are numbered from the first rank that has some, which then writes over another's."""
+    shares = inputs.get("rank_tokens")
+    return np.roll(out, 1, axis=0) if shares is not None and shares[0] == 0 else out
+
+
+def weights_in_places(case: Case, inputs: Inputs) -> Inputs:
+    """The weights lie in places, and the ids are still those of experts."""
+    placement = inputs.get("expert_placement")
+    names = ("w13", "w2", "w13_bias", "w2_bias")
+    return {} if placement is None else {name: inputs[name][placement] for name in names if name in inputs}
+
+
+def adds_every_copy(case: Case, inputs: Inputs, out: AnyArray) -> AnyArray:
+    """Every copy of an expert computes its tokens, and all of them are added up."""
+    placement = inputs.get("expert_placement")
+    return out if placement is None else np.asarray(out * (len(placement) / case.num_experts))
