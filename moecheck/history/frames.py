@@ -18,7 +18,10 @@ RESULTS = (
     f'failed, "check", message, diagnosis, worst_case, reproduce FROM results {_OF_RUN}'
 )
 FAILURES = f'SELECT {_RUN}, failures.subject, device, "case", "check", verdict, message FROM failures {_OF_RUN}'
-METRICS = f"SELECT {_RUN}, runs.seed, metrics.subject, device, metric, value FROM metrics {_OF_RUN}"
+METRICS = (
+    f"SELECT {_RUN}, runs.seed, metrics.subject, device, verdict, metric, value "
+    f"FROM metrics JOIN results USING (run, subject, device) {_OF_RUN}"
+)
 STATUSES = (
     'SELECT statuses.night, nights.name, nights.started, label, subject, device, status, "check", message '
     "FROM statuses JOIN nights USING (night)"

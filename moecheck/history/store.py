@@ -126,7 +126,7 @@ class History:
         since: str | None = None,
         night: str | None = None,
     ) -> pd.DataFrame:
-        """One row a number: night, started, part, label, subject, device, machine, metric, value (NaN is a NaN)."""
+        """One row a number: night, started, part, label, subject, device, machine, verdict, metric, value."""
         more = {"metrics.metric": metric}
         return self._by_run(frames.METRICS, "metrics", part, subject, name, since, night, more)
 
