@@ -6,9 +6,9 @@ Two tests of scipy look at it, and their p values are joined by Bonferroni's rul
 * a step: Mann and Whitney's U of the last RECENT values against the up to REFERENCE before them (exact without ties);
 * a trend: Kendall's tau of the last REFERENCE + RECENT values with time.
 
-Over all series of a night Benjamini and Hochberg's rule keeps the rate of false discoveries at FALSE_DISCOVERIES, so that
-a night on which nothing drifts is accused that often at most. What is significant must be large enough to matter as well:
-the medians differ by more than the reference's interquartile range, and by the metric's own least relative change.
+Over all series of a night Benjamini and Hochberg's rule keeps the rate of false discoveries at FALSE_DISCOVERIES, so
+that a night on which nothing drifts is accused that often at most. What is significant must be large enough to matter
+as well: the medians differ by more than the reference's interquartile range, and by the metric's own least change.
 tools/measure_drift.py measures false alarms and detection; reports/history has what it found.
 """
 
@@ -105,7 +105,7 @@ def drifts(
     found = []
     for key, values in _series(metrics, night):
         rule = RULES[key[1], key[5]]
-        one = _tested(dict(zip(KEY, key, strict=True)), values, rule)
+        one = _tested(key, values, rule)
         if one is not None:
             found.append((one, _spread(values) if len(values) > RECENT else 0.0, rule))
     if not found:
@@ -120,7 +120,7 @@ def drifts(
 
 def frame_of(found: Iterable[Drift]) -> pd.DataFrame:
     """The same as a table."""
-    names = [name for name in Drift.__dataclass_fields__]
+    names = list(Drift.__dataclass_fields__)
     return pd.DataFrame([[getattr(one, name) for name in names] for one in found], columns=names)
 
 
@@ -140,7 +140,7 @@ def _series(metrics: pd.DataFrame, night: str | None) -> Iterable[tuple[tuple[st
         yield tuple(map(str, key)), values.to_numpy(np.float64)
 
 
-def _tested(key: dict[str, str], values: Float64, rule: Rule) -> Drift | None:
+def _tested(key: tuple[str, ...], values: Float64, rule: Rule) -> Drift | None:
     """None for a series that is too short to say anything."""
     values = values[-(RECENT + REFERENCE) :]
     constant = len(values) > LEAST and bool(np.all(values[:-1] == values[0]))
@@ -149,8 +149,14 @@ def _tested(key: dict[str, str], values: Float64, rule: Rule) -> Drift | None:
     recent = 1 if constant else RECENT
     before, now = values[:-recent], values[-recent:]
     p_step, p_trend = (1.0, 1.0) if constant else _p_values(before, now, rule.worse)
+    label, part, subject, device, machine, metric = key
     one = Drift(
-        **key,
+        label=label,
+        part=part,
+        subject=subject,
+        device=device,
+        machine=machine,
+        metric=metric,
         nights=len(values),
         before=float(np.median(before)),
         now=float(np.median(now)),
