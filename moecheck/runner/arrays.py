@@ -11,7 +11,7 @@ import numpy as np
 from moecheck.formats import AnyArray
 
 TORCH_BACKENDS = ("torch", "triton", "cuda")
-JAX_BACKENDS = ("jax", "pallas_tpu")
+JAX_BACKENDS = ("jax", "pallas_tpu", "pallas_gpu")
 
 
 def device_of(backend: str) -> str:
@@ -24,10 +24,12 @@ def device_of(backend: str) -> str:
         if torch.cuda.is_available():
             return "cuda"
         return "interpreter" if backend == "triton" else "cpu"
-    if backend == "jax":
+    if backend in ("jax", "pallas_gpu"):
         import jax
 
-        return "cuda" if jax.default_backend() == "gpu" else "cpu"
+        if jax.default_backend() == "gpu":
+            return "cuda"
+        return "interpreter" if backend == "pallas_gpu" else "cpu"
     return "cpu"
 
 

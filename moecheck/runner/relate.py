@@ -19,7 +19,7 @@ from moecheck.runner.worker import Outcome
 # On which cases all relations are tried: on a few plain ones, on every named one, or on every one.
 Reach = Literal["few", "named", "every"]
 FEW = 2
-COMPILED = ("jax", "pallas_tpu")  # backends that compile for each new shape, for seconds
+COMPILED = ("jax", "pallas_tpu", "pallas_gpu")  # backends that compile for each new shape, for seconds
 TOKENS = range(2, 129)  # of a case that is worth its many calls
 HELD = "held"  # the fact about a relation that was tried and not broken
 CAPABILITIES = ("deterministic", "batch_invariant", "tie")
