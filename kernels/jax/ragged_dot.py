@@ -73,7 +73,7 @@ def local_ids(topk_ids: jax.Array, expert_map: jax.Array | None, *, absent: int)
 @jax.jit
 def _grouped_gemm(x: jax.Array, w: jax.Array, expert_ends: jax.Array, bias: jax.Array | None) -> jax.Array:
     row = jnp.arange(len(x))
-    y = _ragged(x, w, jnp.diff(expert_ends, prepend=0))
+    y = ragged(x, w, jnp.diff(expert_ends, prepend=0))
     if bias is not None:
         group = jnp.searchsorted(expert_ends, row, side="right")
         y = jnp.where((row < expert_ends[-1])[:, None], y + bias.at[group].get(mode="clip"), 0)
@@ -102,10 +102,10 @@ def _fused_experts(
     rows = hidden_states[order // top_k]
     if spec.weight_on_input:
         rows, w13, weights = rows * weights, w13.astype(jnp.float32), jnp.ones_like(weights)
-    gate_up = _ragged(rows, w13, sizes)
+    gate_up = ragged(rows, w13, sizes)
     if w13_bias is not None:
         gate_up += w13_bias.at[ids].get(mode="clip")
-    per_expert = _ragged(stored(activated(gate_up, spec), dtype), w2, sizes)
+    per_expert = ragged(stored(activated(gate_up, spec), dtype), w2, sizes)
     if w2_bias is not None:
         per_expert += w2_bias.at[ids].get(mode="clip")
     weighted = jnp.where((ids < experts)[:, None], weights * per_expert, 0)
@@ -113,7 +113,7 @@ def _fused_experts(
     return stored(slots.reshape(tokens, top_k, w2.shape[2]).sum(axis=1), dtype)
 
 
-def _ragged(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
+def ragged(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
     """x[g] w[g] with fp32 products and sums on every backend; rows past sum(sizes) are 0. Returns [R, n] float32."""
     if len(x) == 0:
         return jnp.zeros((0, w.shape[2]), jnp.float32)
