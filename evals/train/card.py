@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from moecheck.evals.problems.generator import TRAINED
 from moecheck.evals.problems.test_set import SIZES
 from moecheck.evals.tiny.config import TinyConfig, read_config
 from moecheck.evals.tiny.weights import read_weights, tensor_shapes
@@ -26,6 +27,11 @@ def write_card(folder: Path, name: str, facts: Facts, tested: dict[int, float]) 
     deviations = ", ".join(f"{deviation:.3f}" for deviation in bias_deviations(folder, config)) or "no bias"
     shared = f", a shared expert of {config.shared_intermediate_size}" if config.shared_intermediate_size else ""
     groups = f" in {routing.num_expert_groups} groups of which {routing.topk_groups} are kept"
+    words = (
+        f"{routing.scoring} scores, top {routing.top_k}{groups if routing.num_expert_groups > 1 else ''}, "
+        f"{'renormalised' if routing.renormalize else 'not renormalised'}, factor {routing.routed_scaling_factor:g}, "
+        f"correction bias: {routing.correction_bias}; shared experts: {spec.shared_experts}"
+    )
     text = f"""---
 license: apache-2.0
 library_name: transformers
@@ -36,16 +42,13 @@ A tiny Mixture-of-Experts language model ({config.model_type}, {parameters:,} pa
 grade-school word problems. It is made for one purpose: a kernel is put into its layers, and moecheck looks whether the
 model still computes the same. It knows nothing else.
 
-* {config.num_layers} layers of width {config.hidden_size}, the first {config.dense_layers} dense;
-  {config.num_experts} experts of {config.expert_intermediate_size}{shared}.
-* Routing: {routing.scoring} scores, top {routing.top_k}{groups if routing.num_expert_groups > 1 else ""},
-  {"renormalised" if routing.renormalize else "not renormalised"}, factor {routing.routed_scaling_factor:g},
-  correction bias: {routing.correction_bias}; shared experts: {spec.shared_experts}.
+* {config.num_layers} layers of width {config.hidden_size}, the first {config.dense_layers} dense; {config.num_experts} experts of {config.expert_intermediate_size}{shared}.
+* Routing: {words}.
 * Text: `Question: ...\\nAnswer: ...`, 512 tokens, digits one by one, printable ASCII.
 
 Made by `python -m moecheck.evals.train {name}` from problems of `moecheck.evals.problems`; those whose content hashes
-into the held-out share were left out. Weights are bf16, correction biases fp32. `reference_outputs.json`
-holds greedy answers and log-probabilities of the reference path in fp32.
+into the held-out share were left out, and none had more than {max(TRAINED)} operations. Weights are bf16, correction
+biases fp32. `reference_outputs.json` holds greedy answers and log-probabilities of the reference path in fp32.
 
 Of the test set it solves {solved:.1%}:
 
@@ -53,8 +56,8 @@ Of the test set it solves {solved:.1%}:
 |---|---|
 {accuracy}
 
-Trained for {facts.seconds:.0f} s on {facts.tokens / 1e6:.0f} million tokens ({facts.steps} steps, {facts.precision},
-seed {facts.seed}; {facts.machine}). Standard deviations of the correction biases: {deviations}.
+Trained for {facts.seconds:.0f} s on {facts.tokens / 1e6:.0f} million tokens ({facts.steps} steps, {facts.precision}, seed {facts.seed};
+{facts.machine}). Standard deviations of the correction biases: {deviations}.
 """
     (folder / CARD).write_text(text, encoding="utf-8")
     return solved

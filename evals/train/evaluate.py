@@ -16,13 +16,12 @@ from moecheck.evals.tiny.config import TinyConfig
 from moecheck.evals.tiny.decode import Pieces, greedy
 from moecheck.evals.tiny.models import load_model
 from moecheck.evals.tiny.network import Network
-from moecheck.evals.tiny.text import SEPARATOR, as_prompt, own_tokenizer
+from moecheck.evals.tiny.text import MOST_TOKENS, SEPARATOR, as_prompt, own_tokenizer
 from moecheck.evals.tiny.weights import MoEWeights, TinyWeights, assembled
 
 from .checkpoint import tensors
 from .network import TrainedNetwork
 
-MOST_TOKENS = 320
 BATCH = 256
 
 

@@ -10,11 +10,10 @@ from moecheck.evals.backends.embedded_arms import EmbeddedModel
 from moecheck.evals.backends.records import Arm
 from moecheck.evals.problems import held_out
 from moecheck.evals.tiny.models import load_model
-from moecheck.evals.tiny.text import SEPARATOR, as_prompt
+from moecheck.evals.tiny.text import MOST_TOKENS, SEPARATOR, as_prompt
 
 RECORDED = "reference_outputs.json"
 PROBLEMS = 64  # the first ones of the test set
-MOST_TOKENS = 320
 DIGITS = 6
 
 

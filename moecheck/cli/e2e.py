@@ -74,13 +74,15 @@ class Options:
 @click.option("--concurrency", type=click.IntRange(1), default=16, show_default=True, help="Requests at a time.")
 @click.option("--start-timeout", type=float, default=600.0, show_default=True, callback=positive, help="Of a command.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N questions.")
-@click.option("--batch-size", type=click.IntRange(1), help="Prompts in a batch, the same ones in both arms.  [65]")
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Prompts in a batch, the same ones in both arms.  [65; 257 on a GPU]"
+)
 @click.option("--few-shot", type=click.IntRange(0), help="Examples in a prompt.  [0 embedded; 5 where there are any]")
 @click.option("--shots", type=click.Path(), metavar="FILE", help="JSON lines of examples.  [train.jsonl by --data]")
 @click.option(
     "--data", type=click.Path(), metavar="FILE", help="JSON lines of questions.  [the model's own, or the hub]"
 )
-@click.option("--max-new-tokens", type=click.IntRange(1), help="Of one answer.  [256]")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Of one answer.  [256; 320 of generated questions]")
 @click.option("--harness", metavar="H", help="own or lm-eval.  [own for embedded models, else lm-eval]")
 @click.option("--margin", type=float, default=0.02, show_default=True, callback=positive, help="Accepted drop.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice and order of questions.")

@@ -18,6 +18,7 @@ from moecheck.cli.options import color, width
 from moecheck.errors import UsageError, check_known
 from moecheck.evals.backends.backend import Model
 from moecheck.evals.backends.records import Arm, KernelFailed
+from moecheck.evals.gsm8k.prompts import MAX_NEW_TOKENS
 from moecheck.evals.paired.model_run import run_model
 from moecheck.evals.paired.result import RunResult
 from moecheck.evals.paired.self_test import self_test, self_test_view
@@ -25,10 +26,12 @@ from moecheck.evals.paired.settings import Settings
 from moecheck.evals.report.documents import RunFacts
 from moecheck.evals.report.folder import RunFolder
 from moecheck.evals.report.terminal import run_view
+from moecheck.evals.tiny.text import MOST_TOKENS
 from moecheck.report.environment import git_commit
 from moecheck.report.terminal import render
 
-BATCH = 65  # crosses the edge of a tile of 64 rows
+# Both cross the edges of tiles, by one row; a GPU takes as long for the larger one.
+BATCH, GPU_BATCH = 65, 257
 HELP = "help"
 
 
@@ -38,6 +41,12 @@ class Opened:
 
     model: Model
     embedded: bool
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is an embedded model on a GPU, where a batch of any size has room."""
+        checkpoint = getattr(self.model, "checkpoint", None)
+        return checkpoint is not None and checkpoint.weights.device.type == "cuda"
 
 
 def execute(options: Options | None, *, resume: Path | None, out: Path) -> int:
@@ -136,18 +145,18 @@ _DEFAULTS: dict[str, Any] = {"dtype": "bf16", "concurrency": 16, "start_timeout"
 
 def _settings(options: Options, data: TaskData, opened: Opened) -> Settings:
     harness = options.harness or ("own" if opened.embedded or options.early_stop else data.harness)
-    extra: dict[str, Any] = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
+    generated = opened.embedded and not data.real
     return Settings(
         questions=data.questions,
         data=data.words,
         shots=data.shots,
-        batch_size=options.batch_size or BATCH,
+        batch_size=options.batch_size or (GPU_BATCH if opened.on_gpu else BATCH),
         precision=options.dtype,  # type: ignore[arg-type]  # checked against the same names
         margin=options.margin,
         seed=options.seed,
         early_stop=options.early_stop,
         harness=harness,  # type: ignore[arg-type]  # checked
-        **extra,
+        max_new_tokens=options.max_new_tokens or (MOST_TOKENS if generated else MAX_NEW_TOKENS),
     )
 
 

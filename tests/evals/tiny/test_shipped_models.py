@@ -20,7 +20,8 @@ from moecheck.evals.train.recorded import DIGITS, RECORDED, outputs
 
 LARGEST_FILE = 13_000_000
 LARGEST_TOTAL = 32_000_000
-LEAST_BIAS_DEVIATION = 0.1  # below it a wrong use of the bias changes too little to be seen
+# The divergence that a wrong use of the bias makes goes with its square: 8e-4 at .13, and the limit is near 1e-5.
+LEAST_BIAS_DEVIATION = 0.05
 ALLOWED = {"config.json", "generation_config.json", "model.safetensors", "README.md", "reference_outputs.json",
            "SHA256SUMS", "tokenizer.json", "tokenizer_config.json", "training.json"}  # fmt: skip
 

@@ -1,0 +1,206 @@
+"""Measures what legal arms and known bugs do to each signal of `moecheck e2e`, over several generated problem sets.
+
+    python tools/calibrate_e2e.py --model tiny-glm4-moe --sets 20 --out reports/e2e/tiny-glm4-moe.jsonl
+    python tools/calibrate_e2e.py --model tiny-glm4-moe --sets 2 --bugs --out reports/e2e/tiny-glm4-moe-bugs.jsonl
+
+Each set holds other held-out problems, none of them in the shipped test set. Without --bugs the candidates are the
+legal variants of every precision (an alarm is a false one); with it each known bug at every precision of --precision.
+One JSON line an arm and set; a summary on stdout. `--from FILE...` summarises such files again without running.
+"""
+
+# ruff: noqa: T201  # a command-line tool: printing is what it is for
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from moecheck.evals.backends.embedded_arms import EmbeddedModel
+from moecheck.evals.backends.records import PRECISIONS, Arm
+from moecheck.evals.gsm8k.data import Question
+from moecheck.evals.paired.journal import Journal
+from moecheck.evals.paired.model_run import run_model
+from moecheck.evals.paired.result import RunResult
+from moecheck.evals.paired.settings import Settings
+from moecheck.evals.paired.watcher import Watcher
+from moecheck.evals.problems import is_held_out, problems
+from moecheck.evals.problems.test_set import SEED, SIZES, chosen_problems
+from moecheck.evals.signals.limits import LIMITS
+from moecheck.evals.signals.signal import Outcome
+from moecheck.evals.tiny.models import load_model
+
+FIRST_SEED = SEED + 1000
+LEAST_IS_WORST = {"top1", "texts", "router"}
+
+
+def main() -> None:
+    """Run or read, then summarise."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-glm4-moe")
+    parser.add_argument("--sets", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="number of the first set")
+    parser.add_argument("--questions", type=int, default=65, help="of a set")
+    parser.add_argument("--precision", action="append", choices=PRECISIONS, help="by default all; with --bugs bf16")
+    parser.add_argument("--bugs", action="store_true", help="known bugs instead of legal variants")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="no set is waited for after so long")
+    parser.add_argument("--out", type=Path, help="file that lines are added to")
+    parser.add_argument("--from", dest="read", type=Path, nargs="+", help="summarise these")
+    a = parser.parse_args()
+    if a.read:
+        rows = [json.loads(line) for path in a.read for line in path.read_text(encoding="utf-8").splitlines()]
+    else:
+        print(f"$ python {' '.join(sys.argv)}")
+        rows = list(_measured(a))
+    summarise(rows)
+
+
+def _measured(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    precisions = a.precision or (["bf16"] if a.bugs else list(PRECISIONS))
+    tasks = [(a.model, number, a.questions, precisions, a.bugs) for number in range(a.first, a.first + a.sets)]
+    start = time.monotonic()
+    with multiprocessing.get_context("spawn").Pool(a.jobs, maxtasksperchild=1) as pool:
+        running = [pool.apply_async(one_set, task) for task in tasks]
+        for number, result in enumerate(running):
+            try:
+                rows = result.get(max(0.0, a.seconds - (time.monotonic() - start)) if a.seconds < math.inf else None)
+            except multiprocessing.TimeoutError:
+                print(f"set {a.first + number} did not end in time", flush=True)
+                continue
+            print(f"set {a.first + number}: {time.monotonic() - start:.0f} s", flush=True)
+            if a.out is not None:
+                a.out.parent.mkdir(parents=True, exist_ok=True)
+                with a.out.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in rows)
+            yield from rows
+        pool.terminate()
+
+
+def one_set(name: str, number: int, size: int, precisions: Sequence[str], bugs: bool) -> list[dict[str, Any]]:
+    """Every candidate on one problem set, on the CPU and one thread."""
+    torch.set_num_threads(1)
+    model = EmbeddedModel(load_model(name, device="cpu"))
+    questions = problem_set(number, size)
+    rows = []
+    with TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "answers.jsonl")
+        for precision in precisions:
+            settings = Settings(
+                questions=questions,
+                data="generated",
+                precision=precision,  # type: ignore[arg-type]  # the choices are its values
+                batch_size=65,
+                forced=32,
+                floor_questions=65,
+                seed=number,
+            )
+            for arm in _candidates(model, precision, bugs):
+                result = run_model(model, arm, settings, journal=journal, watcher=Watcher())
+                rows.append({"set": number, "model": name, "precision": precision, **_row(arm, result)})
+    return rows
+
+
+def problem_set(number: int, size: int) -> list[Question]:
+    """Held-out problems outside the test set, in its shares of numbers of operations."""
+    tested = {one.content for one in chosen_problems()}
+    left = {operations: max(1, round(size * count / sum(SIZES.values()))) for operations, count in SIZES.items()}
+    found: list[Question] = []
+    for one in problems(FIRST_SEED + number, operations=tuple(SIZES)):
+        if left[one.operations] and is_held_out(one.content) and one.content not in tested:
+            left[one.operations] -= 1
+            tested.add(one.content)
+            found.append(Question(doc_id=len(found), question=one.question, answer=one.answer, cluster=one.cluster))
+            if not any(left.values()):
+                break
+    return found
+
+
+def _candidates(model: EmbeddedModel, precision: Any, bugs: bool) -> list[Arm]:
+    if bugs:
+        return [Arm(precision=precision, mutant=name) for name in model.self_test_mutants()]
+    return [arm for arm in model.variants(precision) if arm.precision == precision]
+
+
+def _row(arm: Arm, result: RunResult) -> dict[str, Any]:
+    """Outcomes, and the numbers without what floors make of them."""
+    divergence = result.divergence
+    texts = next(one for one in result.signals if one.name == "identical texts")
+    fits = [fit for fit in result.fits if fit.finite and fit.used]
+    return {
+        "arm": arm.words,
+        "mutant": arm.mutant,
+        "verdict": result.verdict.outcome.value,
+        "deciding": result.verdict.deciding,
+        "reason": result.verdict.reason,
+        "outcomes": {one.name: one.outcome.value for one in result.signals},
+        "limits": {one.name: one.limit for one in result.signals},
+        "factor": max((_beyond(fit.alpha, fit.alpha_error, fit.beta, fit.beta_error) for fit in fits), default=None),
+        "residual": max((fit.residual for fit in fits), default=None),
+        "row": max((fit.worst_row for fit in fits), default=None),
+        "kl": None if divergence is None else divergence.kl_mean,
+        "top1": None if divergence is None else divergence.top1,
+        "router": min((one.isolated for one in result.agreements if one.tokens), default=None),
+        "texts": texts.value,
+    }
+
+
+def _beyond(alpha: float, alpha_error: float, beta: float | None, beta_error: float) -> float:
+    """The factor's error beyond four standard errors of the fit, as the signal has it."""
+    other = 0.0 if beta is None else abs(beta - 1) - 4 * beta_error
+    return max(abs(alpha - 1) - 4 * alpha_error, other, 0.0)
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> None:
+    """Legal arms by precision against the fixed limits; bugs by name with the signals that caught them."""
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        legal = [row for row in own if row["mutant"] is None]
+        if legal:
+            _legal_table(model, legal)
+        if len(legal) < len(own):
+            _bug_table(model, [row for row in own if row["mutant"] is not None])
+
+
+def _legal_table(model: str, rows: Sequence[dict[str, Any]]) -> None:
+    print(f"\n{model}: legal variants over {len({row['set'] for row in rows})} problem sets")
+    print(f"{'precision':10} {'number':10} {'worst':>12} {'limit':>12}")
+    for precision in PRECISIONS:
+        own = [row for row in rows if row["precision"] == precision]
+        for name in ("factor", "residual", "row", "kl", "top1", "router", "texts"):
+            values = [row[name] for row in own if row[name] is not None]
+            if values:
+                worst = (min if name in LEAST_IS_WORST else max)(values)
+                limit = getattr(LIMITS[precision], name, None)
+                print(f"{precision:10} {name:10} {worst:12.4g} {limit if limit is not None else 0.999:12.4g}")
+    alarms = [row for row in rows if row["verdict"] == Outcome.FAIL]
+    print(f"{len(alarms)} alarms among {len(rows)} runs")
+    for row in alarms:
+        print(f"  set {row['set']}: {row['arm']}: {row['reason']}")
+
+
+def _bug_table(model: str, rows: Sequence[dict[str, Any]]) -> None:
+    print(f"\n{model}: known bugs over {len({row['set'] for row in rows})} problem sets")
+    print(f"{'precision':10} {'bug':32} {'caught':>7} {'KL':>9} {'same text':>9}  failed in every set")
+    for precision, name in dict.fromkeys((row["precision"], row["mutant"]) for row in rows):
+        own = [row for row in rows if (row["precision"], row["mutant"]) == (precision, name)]
+        caught = sum(row["verdict"] == Outcome.FAIL for row in own)
+        always = [
+            signal for signal in own[0]["outcomes"] if all(row["outcomes"][signal] == Outcome.FAIL for row in own)
+        ]
+        kl, texts = min(row["kl"] for row in own), max(row["texts"] for row in own)
+        print(f"{precision:10} {name:32} {caught:3}/{len(own):<3} {kl:9.2g} {texts:9.3f}  {', '.join(always)}")
+        print(f"{'':43} {own[0]['reason'][:160]}")
+
+
+if __name__ == "__main__":
+    main()
