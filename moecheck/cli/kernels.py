@@ -20,13 +20,14 @@ from moecheck.checks.judge import Limits
 from moecheck.cli.grids import full_size_plan, sweep_plan
 from moecheck.cli.options import color, cores, not_negative, parse_require, parse_tokens, positive, width
 from moecheck.cli.progress import LiveProgress
+from moecheck.cli.where import cluster_of, find_kernels, ray_options, run_plans
 from moecheck.curated import COMPILED_SHAPES, PROFILES, cases_for, draw_ahead, few_shapes
 from moecheck.errors import UsageError, check_known
 from moecheck.formats import FORMATS
 from moecheck.kernel import BACKENDS, Declaration
 from moecheck.models import shard_of
 from moecheck.ops import OPS
-from moecheck.registry import Discovery, discover
+from moecheck.registry import Discovery
 from moecheck.report.environment import git_commit
 from moecheck.report.folder import ReportFolder
 from moecheck.report.launched import launched_lines
@@ -37,7 +38,7 @@ from moecheck.report.text import one_line
 from moecheck.runner.plan import Plan, lacking
 from moecheck.runner.pool import default_memory, full_size_memory
 from moecheck.runner.relate import COMPILED
-from moecheck.runner.run import KernelRun, Settings, run_all
+from moecheck.runner.run import KernelRun, Settings
 from moecheck.runner.sanitizer import TOOLS, find_sanitizer, on_device, run_sanitizer
 
 SLOWER = 15.0  # a call under compute-sanitizer, with the start of its process
@@ -99,9 +100,18 @@ class Options:
     "--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True, help="Parent folder."
 )
 @click.option("--resume", type=click.Path(path_type=Path), metavar="DIR", help="Go on with a run that was cut off.")
+@ray_options
 @click.pass_context
 def kernels(
-    context: click.Context, /, timeout: float, jobs: int | None, out: Path, resume: Path | None, **values: Any
+    context: click.Context,
+    /,
+    timeout: float,
+    jobs: int | None,
+    out: Path,
+    resume: Path | None,
+    ray: str | None,
+    ray_cpus: int | None,
+    **values: Any,
 ) -> int:
     """Test kernels against float64 references on many cases, and write a report."""
     if resume is not None:
@@ -113,6 +123,9 @@ def kernels(
         _check_names(options)
         folder = None
     require = parse_require(options.require)
+    if ray is not None and options.sanitizer is not None:
+        raise UsageError("--sanitizer runs on this machine; leave out --ray.")
+    cluster = context.with_resource(cluster_of(ray, ray_cpus))
     program = None if options.sanitizer is None else find_sanitizer()
     importing = jobs or min(cores(), 8)
     jobs = jobs or (importing if options.tokens is None else 1)  # full-size weights are many gigabytes
@@ -121,7 +134,7 @@ def kernels(
         timeout=timeout,
         memory=default_memory(jobs) if options.tokens is None else full_size_memory(jobs),
         jobs=jobs,
-        threads=max(1, cores() // jobs),
+        threads=max(1, cores() // jobs) if cluster is None else cluster.cpus,
         draw_all=options.profile == "nightly",
         relations="named" if options.profile == "nightly" else "few",
         require=require,
@@ -135,9 +148,7 @@ def kernels(
         if options.tokens is None:
             ahead.submit(draw_ahead, options.op, profile=options.profile, seed=options.seed, examples=options.examples)
         discovery = _select(
-            discover(
-                options.kernel, op=options.op, backend=options.backend, memory=settings.memory, jobs=min(cores(), 8)
-            ),
+            find_kernels(cluster, options.kernel, op=options.op, backend=options.backend, memory=settings.memory),
             options,
         )
     plans = _plans(discovery, options)
@@ -145,7 +156,7 @@ def kernels(
         plans = on_device(plans)
     if folder is None:
         folder = ReportFolder.create(out)
-        folder.write_environment({**asdict(options), "timeout": timeout, "jobs": jobs})
+        folder.write_environment({**asdict(options), "timeout": timeout, "jobs": jobs, "ray": ray})
     earlier = folder.resume()
     done = {(finding.kernel, finding.case) for finding in earlier}
 
@@ -158,7 +169,7 @@ def kernels(
         if (declaration.name, "import") not in done:
             folder.append(_import_findings(declaration.name, discovery.broken[declaration.name]))
     with progress.running(plans, done):
-        runs = [] if options.sanitizer else run_all(plans, settings, sink, done=done)
+        runs = [] if options.sanitizer else run_plans(cluster, plans, settings, sink, done=done)
         if program is not None and options.sanitizer is not None:
             run_sanitizer(
                 plans, options.sanitizer, program=program, timeout=timeout * SLOWER, jobs=min(jobs, 2), sink=sink
@@ -226,7 +237,7 @@ def _check_names(options: Options) -> None:
 
 def _check_resume_alone(context: click.Context) -> None:
     """The options of a resumed run are those it began with."""
-    free = {"resume", "timeout", "jobs"}
+    free = {"resume", "timeout", "jobs", "ray", "ray_cpus"}
     given = [
         name
         for name in context.params
