@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from moecheck.cli.options import color, cores, width
+from moecheck.cli.where import cluster_of, ray_options
 from moecheck.errors import check_known
 from moecheck.ops import OPS
 from moecheck.report.environment import git_commit
@@ -31,8 +32,19 @@ from moecheck.report.terminal import render
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("reports"), show_default=True, help="Parent folder."
 )
+@ray_options
+@click.pass_context
 def mutants(
-    profile: str, mutant: tuple[str, ...], op: tuple[str, ...], seeds: int | None, jobs: int | None, out: Path
+    context: click.Context,
+    /,
+    profile: str,
+    mutant: tuple[str, ...],
+    op: tuple[str, ...],
+    seeds: int | None,
+    jobs: int | None,
+    out: Path,
+    ray: str | None,
+    ray_cpus: int | None,
 ) -> int:
     """Plant known bugs in correct kernels, and count how many the checks see.
 
@@ -58,9 +70,11 @@ def mutants(
         everything=not (mutant or op),
         **values,
     )
+    cluster = context.with_resource(cluster_of(ray, ray_cpus))
     folder = mutants_folder(out)
+    command = _command(profile, mutant, op, seeds)
     with _progress() as advance:
-        score = run_score(plan, command=_command(profile, mutant, op, seeds), git=git_commit(), advance=advance)
+        score = run_score(plan, command=command, git=git_commit(), advance=advance, cluster=cluster)
     write_score(folder, score, asdict(plan))
     click.echo(render(score_view(score, width=width(), report=_shown(folder)), width=width(), color=color()), nl=False)
     return 0 if score.passed else 1

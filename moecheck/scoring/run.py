@@ -6,12 +6,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from moecheck.errors import HarnessError
 from moecheck.mutants import Mutant, all_mutants
 from moecheck.mutants.bugs import sources_of
+from moecheck.runner.cluster import Cluster, TaskLost
 from moecheck.runner.pool import start_context
 
 from . import trials
@@ -86,18 +89,26 @@ def known_names() -> set[str]:
 Advance = Callable[[str, int, int], None]
 
 
-def run_score(plan: Plan, *, command: str, git: str | None, advance: Advance | None = None) -> Score:
-    """Run a plan. advance: told (what, done, of how many) whenever a task ends."""
+def run_score(
+    plan: Plan, *, command: str, git: str | None, advance: Advance | None = None, cluster: Cluster | None = None
+) -> Score:
+    """Run a plan. advance: told (what, done, of how many) whenever a task ends.
+
+    cluster: where to run all but the real kernels, which are run here; None for processes of this machine.
+    """
     start, started = time.monotonic(), datetime.now(UTC)
     chosen = tuple(one for one in all_mutants() if _wanted(one, plan))
     found = _Found()
-    with ProcessPoolExecutor(max_workers=plan.jobs, mp_context=start_context()) as pool:
+    with _processes(plan.jobs) if cluster is None else nullcontext(cluster) as pool:
         futures: dict[Future[Any], str] = {}
         for name, call in _tasks(plan, chosen):
             futures[pool.submit(_timed, *call)] = name
         total = len(futures)
         for done, future in enumerate(as_completed(futures), start=1):
-            result, seconds = future.result()
+            try:
+                result, seconds = future.result()
+            except TaskLost as error:
+                raise HarnessError(f"A task of the score was not run to its end: {error}") from error
             found.cpu[futures[future]] += seconds
             _file(futures[future], result, found)
             if advance is not None:
@@ -120,6 +131,10 @@ def run_score(plan: Plan, *, command: str, git: str | None, advance: Advance | N
         started=started.isoformat(timespec="seconds"),
         git=git,
     )
+
+
+def _processes(jobs: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(max_workers=jobs, mp_context=start_context())
 
 
 def _wanted(one: Mutant, plan: Plan) -> bool:

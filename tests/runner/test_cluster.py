@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from moecheck.report.strict_json import dumps
 from moecheck.runner.cluster import Place, TaskLost, discover_there, run_there, tasks_of_machine
 from moecheck.runner.plan import Plan
 from moecheck.runner.run import Settings, run_all
+from moecheck.scoring.run import Plan as Score
+from moecheck.scoring.run import run_score
 
 KERNELS = """\
 def shuffle(x, row_map):
@@ -29,16 +32,16 @@ def off_by_one(x, row_map):
 
 
 class Threads:
-    """A cluster of this machine's threads that loses the kernels whose names it is told."""
+    """A cluster of a thread of this machine that loses the tasks that are about what it is told."""
 
     cpus, has_gpu = 1, False
 
     def __init__(self, *, loses: str = "", error: Exception | None = None) -> None:
-        self._threads = ThreadPoolExecutor(2)
+        self._threads = ThreadPoolExecutor(1)
         self._loses, self._error = loses, error
 
     def submit(self, function: Callable[..., Any], /, *args: Any, gpu: bool = False) -> Future[Any]:
-        if self._loses and any(isinstance(arg, Plan) and self._loses in arg.declaration.name for arg in args):
+        if self._loses and self._loses in str(args):
             lost: Future[Any] = Future()
             lost.set_exception(self._error)
             return lost
@@ -69,6 +72,16 @@ class Kept:
         self.lines.update(dumps({**finding.to_json(), "seconds": 0}) for finding in findings)
 
 
+SCORED = Score(
+    profile="quick",
+    seeds=1,
+    legal=0,
+    limit_seeds=0,
+    kernel_seeds=0,
+    mutants=("k-1",),
+    ops=("unpermute",),
+    everything=False,
+)
 SETTINGS = Settings(jobs=1, threads=1, memory=2 << 30)
 
 
@@ -106,6 +119,20 @@ def test_what_breaks_in_the_harness_there_breaks_the_run_here(plans: list[Plan])
     cluster = Threads(loses="off_by_one", error=HarnessError("no such thing."))
     with pytest.raises(HarnessError, match="no such thing"):
         run_there(plans, SETTINGS, Kept(), done=set(), cluster=cluster)
+
+
+def test_the_score_of_mutants_is_that_of_a_local_run() -> None:
+    plan = replace(SCORED, jobs=1)
+    here = run_score(plan, command="", git=None)
+    there = run_score(plan, command="", git=None, cluster=Threads())
+    assert here.mutants == there.mutants
+    assert here.mutants[0].killed
+
+
+def test_a_lost_task_of_the_score_is_no_survivor() -> None:
+    cluster = Threads(loses="k-1", error=TaskLost("the machine went away."))
+    with pytest.raises(HarnessError, match="was not run to its end: the machine went away"):
+        run_score(SCORED, command="", git=None, cluster=cluster)
 
 
 def test_a_place_is_taken_with_its_folder_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
