@@ -18,9 +18,14 @@ def factor(limit: float | None) -> str:
 
 def sees_cell(kernel: KernelSummary) -> str:
     """The smallest factor that a kernel's passing cases would have shown, for a table."""
-    if kernel.op in STRUCTURE_OPS and kernel.passed_cases:
+    return sees_text(kernel.op, kernel.detection_limit, passed=kernel.passed_cases > 0)
+
+
+def sees_text(op: str, limit: float | None, *, passed: bool) -> str:
+    """What the passing cases of an op would have shown; limit: the smallest factor, less 1."""
+    if op in STRUCTURE_OPS and passed:
         return EXACT
-    return "–" if kernel.detection_limit is None else f"1 ± {kernel.detection_limit:.0e}"
+    return "–" if limit is None else f"1 ± {limit:.0e}"
 
 
 def sees_words(kernel: KernelSummary) -> str | None:

@@ -24,7 +24,7 @@ def markdown_summary(summary: RunSummary) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        escape=escape, code=code, block=_block, metric=metric, duration=duration, place=place, sentence=sentence
+        escape=escape, code=code, block=block, metric=metric, duration=duration, place=place, sentence=sentence
     )
     return environment.get_template("summary.md").render(
         summary=summary,
@@ -53,7 +53,7 @@ def code(text: str) -> str:
     return f"{fence}{pad}{one_line(text)}{pad}{fence}".replace("|", "\\|")
 
 
-def _block(text: str) -> str:
+def block(text: str) -> str:
     """Text as a fenced block."""
     fence = "`" * max(3, _longest_run(text) + 1)
     return f"{fence}text\n{printable(text)}\n{fence}"

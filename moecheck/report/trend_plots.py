@@ -89,7 +89,8 @@ def _scale(axes: Axes, values: Sequence[float], *, log: bool) -> None:
     if log:
         axes.set_yscale("log")
         axes.set_ylim(min(values) / 3, max(values) * 3)
-        axes.yaxis.set_major_locator(LogLocator(numticks=5))
+        wide = max(values) > 1e3 * min(values)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=5))
     else:
         least, most = min(values, default=0.0), max(values, default=0.0)
         room = 0.2 * max(most - least, abs(most), abs(least)) or 1.0
