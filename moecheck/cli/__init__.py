@@ -12,10 +12,12 @@ from moecheck.cli.bench import bench
 from moecheck.cli.check import check
 from moecheck.cli.doctor import doctor
 from moecheck.cli.e2e import e2e
+from moecheck.cli.history import history
 from moecheck.cli.kernels import kernels
 from moecheck.cli.listing import list_all
 from moecheck.cli.mutants import mutants
 from moecheck.cli.new_kernel import new_kernel
+from moecheck.cli.nightly import nightly
 from moecheck.cli.replay import replay
 from moecheck.errors import HarnessError, MoecheckError, near
 
@@ -45,7 +47,20 @@ def cli() -> None:
     """
 
 
-for command in (kernels, bench, e2e, check, mutants, audit_command, replay, list_all, doctor, new_kernel):
+for command in (
+    kernels,
+    bench,
+    e2e,
+    check,
+    mutants,
+    nightly,
+    history,
+    audit_command,
+    replay,
+    list_all,
+    doctor,
+    new_kernel,
+):
     cli.add_command(command)
 
 
@@ -80,9 +95,9 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _interrupted(arguments: list[str] | None) -> str:
-    """What to do after Ctrl-C: runs of kernels and end-to-end runs keep what they found."""
+    """What to do after Ctrl-C: nights, runs of kernels and end-to-end runs keep what they found."""
     words = sys.argv[1:] if arguments is None else arguments
-    if words[:1] in (["kernels"], ["e2e"]):
+    if words[:1] in (["kernels"], ["e2e"], ["nightly"]):
         return "Interrupted; what was found is kept: go on with --resume DIR."
     return "Interrupted; nothing was kept."
 

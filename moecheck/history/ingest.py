@@ -222,3 +222,4 @@ _READERS: tuple[tuple[str, str, Callable[[Path, dict[str, Any]], list[Result]]],
     ("bench.json", "bench", _bench),
     ("e2e.json", "e2e", _e2e),
 )
+RESULT_FILES = tuple(file for file, _, _ in _READERS)  # of which a finished run's folder has one
