@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from .errors import UsageError, check_known
@@ -13,6 +13,7 @@ from .numerics import Numerics
 from .ops import ALTERNATIVES, OPS
 from .quantization import SCHEMES, Quantization
 from .spec import MoESpec
+from .tuning import Tuning
 from .weight_layout import WeightLayout
 
 Backend = Literal["numpy", "torch", "triton", "cuda", "jax", "pallas_tpu", "pallas_gpu"]
@@ -32,7 +33,8 @@ class Declaration:
     required: those of them without a default. weight_layout: how it wants weights, None for the plain arrangement.
     quantizations: how the weights that it takes may be quantised, () for plain ones only. capturable: whether it
     declares that a CUDA graph can hold its call, None when undeclared. devices: the most ranks that it can spread a
-    call over; on a CPU, JAX has so many simulated devices in its process.
+    call over; on a CPU, JAX has so many simulated devices in its process. tunable: the name in files of
+    configurations (moecheck.tuning), empty where there is nothing to tune.
     origin: file:line of the function. spec_string: how a child process finds it again.
     """
 
@@ -53,6 +55,7 @@ class Declaration:
     quantizations: tuple[Quantization, ...] = ()
     capturable: bool | None = None
     devices: int = 1
+    tunable: str = ""
 
 
 def kernel(
@@ -70,6 +73,7 @@ def kernel(
     quantizations: tuple[Quantization, ...] = (),
     capturable: bool | None = None,
     devices: int = 1,
+    tuning: Tuning | None = None,
 ) -> Callable[[F], F]:
     """Declare the decorated function as a kernel under test for `op`; the function itself is returned unchanged.
 
@@ -80,6 +84,7 @@ def kernel(
     defaults for the scales. A kernel that names `w13_scale` and no schemes is tried on all of them.
     capturable: a CUDA graph can hold its call; that is tried on a CUDA device, and reported where nothing is declared.
     devices: over how many devices it can spread a call (cases of expert_parallel_moe with more ranks are skipped).
+    tuning: the numbers that `moecheck tune` chooses (docs/tuning.md).
     Raises UsageError for an unknown op, backend or dtype.
     """
     check_known("op", op, OPS)
@@ -104,7 +109,10 @@ def kernel(
             capturable=capturable,
             devices=devices,
         )
-        function.__moecheck__ = declaration  # type: ignore[attr-defined]  # functions take attributes
+        if tuning is not None:
+            declaration = replace(declaration, tunable=tuning.kernel)
+            function.__moecheck_tuning__ = tuning  # type: ignore[attr-defined]  # functions take attributes
+        function.__moecheck__ = declaration  # type: ignore[attr-defined]  # as above
         return function
 
     return declare

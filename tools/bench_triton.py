@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import click
 import torch
-from tune_triton import SHAPES, random_weights
 
 from moecheck.kernels.torch.grouped_mm import fused_experts as composition
 from moecheck.kernels.torch.routing import topk_routing as torch_gate
@@ -24,12 +23,30 @@ from moecheck.kernels.triton.rows import permute, sum_slots, unpermute
 from moecheck.spec import ExpertSpec, RoutingSpec
 
 Run = Callable[[], object]
+# experts, intermediate, hidden, top_k
+SHAPES = {
+    "mixtral": (8, 14336, 4096, 2),
+    "qwen3": (128, 768, 2048, 8),
+    "deepseek": (256, 256, 7168, 8),
+}
 DEEPSEEK = RoutingSpec(
     top_k=8, scoring="sigmoid", correction_bias="select", num_expert_groups=8, topk_groups=4, group_score="top2_sum",
     renormalize=True, renorm_eps=1e-20, renorm_eps_rule="add", routed_scaling_factor=2.5,
 )  # fmt: skip
 COLD = 256 << 20  # bytes written before each call, four times the L2 cache
 REPEATS = 15
+
+
+def random_weights(name: str, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """w13 [E, 2I, H] and w2 [E, H, I] with products of about 1."""
+    _, intermediate, hidden, _ = SHAPES[name]
+    generator = torch.Generator(device="cuda").manual_seed(1)
+    w13 = torch.empty(experts, 2 * intermediate, hidden, device="cuda", dtype=torch.bfloat16)
+    w2 = torch.empty(experts, hidden, intermediate, device="cuda", dtype=torch.bfloat16)
+    for e in range(experts):
+        w13[e].normal_(std=hidden**-0.5, generator=generator)
+        w2[e].normal_(std=intermediate**-0.5, generator=generator)
+    return w13, w2
 
 
 def microseconds(run: Run, cold: torch.Tensor) -> float:
@@ -71,7 +88,7 @@ def bench_experts(name: str, tokens: list[int], cold: torch.Tensor) -> None:
         blocks = experts.Blocks(x, w13, w2, ids, weights, expert_map=None)
         h = blocks.gate_up(x, w13, None, spec)
         y = blocks.gemm(h, w2, None, part="down", weighted=True)
-        rows = tiles_of_experts(x, w13, w2, ids.numel()).block_m
+        rows = tiles_of_experts(x, w13, w2, ids).block_m
         parts: dict[str, Run] = {
             "align": lambda i=ids, m=rows: align_block_size(topk_ids=i, block_size=m, num_experts=count),
             "gate_up": lambda b=blocks, x=x: b.gate_up(x, w13, None, spec),

@@ -7,10 +7,13 @@ export PYTHONPATH=/tmp/site:$PWD
 for part in "$@"; do
   case $part in
     tune)
-      timeout 170 python3 tools/tune_triton.py "$OUT/tiles.json" ${SHAPES:+--shapes $SHAPES} >"$OUT/triton-tune.txt" 2>&1
-      echo "tune: exit $?"
-      grep -v "^ \|^Traceback" "$OUT/triton-tune.txt" | cut -c1-400
-      [ -s "$OUT/tiles.json" ] && export MOECHECK_TRITON_TILES=$OUT/tiles.json
+      for model in ${MODELS:-mixtral-8x7b qwen3-30b-a3b deepseek-v3-tp8}; do
+        timeout "${TUNE_SECONDS:-170}" python3 -m moecheck tune "${KERNEL:-triton/fused_gate_up}" --model "$model" \
+          --tokens "${TOKENS:-16,256,4096}" --tries "${TRIES:-40}" --out "$OUT/tuned.json" >"$OUT/triton-tune-$model.txt" 2>&1
+        echo "tune $model: exit $?"
+        grep " tokens: " "$OUT/triton-tune-$model.txt" | cut -c1-400
+      done
+      [ -s "$OUT/tuned.json" ] && export MOECHECK_TUNED=$OUT/tuned.json
       ;;
     bench)
       timeout 120 python3 tools/bench_triton.py ${SHAPES:+--shapes $SHAPES} >"$OUT/triton-bench.txt" 2>&1

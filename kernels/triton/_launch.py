@@ -9,8 +9,9 @@ import torch
 
 import moecheck
 import triton
+from moecheck.tuning import Layer, is_pinned
 
-from ._tiles import Configuration, Shape, Tiles, configuration
+from ._tiles import Configuration, Tiles, tiles_of
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # The interpreter pays per operation, not per element.
@@ -31,18 +32,26 @@ def block_columns(width: int) -> int:
     return min(LARGEST_COLUMNS, max(16, columns))
 
 
-def tiles_of_experts(x: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, pairs: int) -> Configuration:
-    """How both GEMMs are cut: measured for the shape on a device, few large tiles under the interpreter."""
-    if x.is_cuda:
-        device = _device_name(x.device.index)
-        return _measured(device, len(w13), w2.shape[2], w2.shape[1], x.dtype, pairs)
+def tiles_of_experts(x: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, topk_ids: torch.Tensor) -> Configuration:
+    """How both GEMMs are cut: measured for the layer on a device, few large tiles under the interpreter."""
+    if x.is_cuda or is_pinned():
+        return tiles_of(layer_of(w13, w2, topk_ids, weights=FORMATS[x.dtype]), len(topk_ids))
     small = {"group_m": 2, "num_warps": 4, "num_stages": 2}
     columns = {name: block_columns(size) for name, size in (("hidden", w2.shape[1]), ("inter", w2.shape[2]))}
     return Configuration(
-        block_m=block_rows(pairs, len(w13)),
+        block_m=block_rows(topk_ids.numel(), len(w13)),
         gate_up=Tiles(block_n=columns["inter"], block_k=columns["hidden"], **small),
         down=Tiles(block_n=columns["hidden"], block_k=columns["inter"], **small),
     )
+
+
+def layer_of(w13: torch.Tensor, w2: torch.Tensor, topk_ids: torch.Tensor, *, weights: str) -> Layer:
+    """What configurations are measured for. weights: format or scheme."""
+    device = device_name(w13.device.index) if w13.is_cuda else "Triton's interpreter"
+    return Layer(
+        device=device, experts=len(w13), intermediate=w2.shape[2], hidden=w2.shape[1], top_k=topk_ids.shape[1],
+        weights=weights,
+    )  # fmt: skip
 
 
 def constants(tiles: Tiles, block_m: int, *, columns: int, terms: int) -> dict[str, object]:
@@ -94,13 +103,6 @@ def activation_constants(spec: moecheck.ExpertSpec) -> dict[str, object]:
 
 
 @cache
-def _device_name(index: int | None) -> str:
+def device_name(index: int | None) -> str:
+    """Of a CUDA device."""
     return torch.cuda.get_device_name(index)
-
-
-@cache
-def _measured(
-    device: str, experts: int, intermediate: int, hidden: int, dtype: torch.dtype, pairs: int
-) -> Configuration:
-    shape = Shape(device=device, experts=experts, intermediate=intermediate, hidden=hidden, dtype=FORMATS[dtype])
-    return configuration(shape, pairs)

@@ -1,31 +1,26 @@
-"""Which tiles the grouped GEMMs use: measured ones from tiles.json for known shapes, else a rule.
-
-The file is {"schema": 1, "entries": [...]}, an entry one shape on one device, as tools/tune_triton.py writes it.
-"""
+"""Which tiles the grouped GEMMs use: measured ones for known layers (moecheck.tuning), else a rule."""
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-import os
-import warnings
 from dataclasses import dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from moecheck.errors import UsageError
+from moecheck.tuning import Configuration as Numbers
+from moecheck.tuning import Layer, Tuning
 
-PACKAGED = Path(__file__).with_name("tiles.json")
-VARIABLE = "MOECHECK_TRITON_TILES"
 ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
 SHARED_MEMORY = 232448  # bytes that a block may have on compute capability 9.0 (CUDA C++ Programming Guide)
-LARGEST = {"block_m": 256, "block_n": 256, "block_k": 512, "num_warps": 16}
-LEAST = {"block_m": 16, "block_n": 16, "block_k": 16, "num_warps": 1}
 VALUES_PER_THREAD = 256  # of the accumulator; a thread has 255 registers
-RULE = "rows of a block by the mean rows of an expert, 16 to 128, and tiles that fill shared memory"
-log = logging.getLogger(__name__)
+PARTS = ("gate_up", "down")
+OF_A_TILE = {
+    "block_n": (16, 32, 64, 128, 256),
+    "block_k": (16, 32, 64, 128, 256),
+    "num_warps": (4, 8, 2, 1, 16),
+    "num_stages": (3, 4, 2, 5, 1),
+    "group_m": (1, 4, 8, 16, 64),
+}
+RULE = "cuts blocks by the mean rows of an expert, 16 to 128, into tiles that fill shared memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,36 +42,32 @@ class Configuration:
     gate_up: Tiles
     down: Tiles
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What a configuration was measured for: weights [experts, 2 intermediate, hidden] in `dtype`, on `device`."""
-
-    device: str
-    experts: int
-    intermediate: int
-    hidden: int
-    dtype: str
+    def numbers(self) -> dict[str, int]:
+        """Each number by its name, `gate_up_block_n` for example."""
+        found = {"block_m": self.block_m}
+        for part in PARTS:
+            found |= {f"{part}_{f.name}": getattr(getattr(self, part), f.name) for f in fields(Tiles)}
+        return found
 
 
-Table = dict[Shape, dict[int, Configuration]]  # by shape, then by number of (token, slot) pairs
+def from_numbers(numbers: Numbers) -> Configuration:
+    """The inverse of `Configuration.numbers`."""
+    parts: dict[str, Any] = {
+        part: Tiles(**{f.name: numbers[f"{part}_{f.name}"] for f in fields(Tiles)}) for part in PARTS
+    }
+    return Configuration(block_m=numbers["block_m"], **parts)
 
 
-def configuration(shape: Shape, pairs: int) -> Configuration:
-    """The measured configuration of the nearest number of pairs, or the rule's where the shape was not measured.
+def tiles_of(layer: Layer, tokens: int) -> Configuration:
+    """The measured tiles of the nearest number of tokens, or the rule's where the layer was not measured.
 
     fp16 uses what was measured for bf16.
     """
-    table = _table()
-    if table is None:
-        _warn_absent()
-        table = {}
-    stored = shape if shape.dtype != "fp16" else Shape(**{**_plain(shape), "dtype": "bf16"})
-    measured = table.get(stored)
-    if measured is None:
-        _tell_unmeasured(shape)
-        return by_rule(experts=shape.experts, itemsize=ITEMSIZE[shape.dtype], pairs=pairs)
-    return measured[min(measured, key=lambda rows: abs(math.log(rows / max(1, pairs))))]
+    stored = layer if layer.weights != "fp16" else _as_bf16(layer)
+    found = TUNING.configuration(stored, tokens)
+    if found is None:
+        return by_rule(experts=layer.experts, itemsize=ITEMSIZE[layer.weights], pairs=tokens * layer.top_k)
+    return from_numbers(found)
 
 
 def by_rule(*, experts: int, itemsize: int, pairs: int) -> Configuration:
@@ -98,54 +89,15 @@ def by_rule(*, experts: int, itemsize: int, pairs: int) -> Configuration:
     return Configuration(block_m=block_m, gate_up=first, down=second)
 
 
-def load(path: Path) -> Table:
-    """The file's configurations; UsageError, in one sentence, for what cannot be read or cannot work."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"Cannot read the tiles {path}: {error.strerror}.") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"The tiles {path} are not JSON: {error}.") from error
-    table: Table = {}
-    try:
-        _check_keys(data, {"schema", "entries"}, "the file")
-        if data["schema"] != 1:
-            raise ValueError(f"schema {data['schema']!r} is not 1")
-        if not isinstance(data["entries"], list):
-            raise ValueError(f"entries must be a list, not {type(data['entries']).__name__}")
-        for number, entry in enumerate(data["entries"]):
-            shape, pairs, found = _entry(entry, f"entry {number}")
-            if pairs in table.setdefault(shape, {}):
-                raise ValueError(f"entry {number} repeats {pairs} pairs of {shape}")
-            table[shape][pairs] = found
-    except ValueError as error:
-        raise UsageError(f"The tiles {path} cannot be used: {error}.") from error
-    return table
-
-
-def check_file() -> None:
-    """Read the file now, so that a wrong one is told before anything runs."""
-    _table()
-
-
-def as_entry(shape: Shape, pairs: int, found: Configuration) -> dict[str, Any]:
-    """What `load` reads back."""
-    return {**_plain(shape), "pairs": pairs, "block_m": found.block_m, "gate_up": _plain(found.gate_up),
-            "down": _plain(found.down)}  # fmt: skip
-
-
-def problem(found: Configuration, itemsize: int) -> str | None:
+def problem(numbers: Numbers, layer: Layer) -> str | None:
     """Why a configuration cannot work, or None."""
+    if layer.weights not in ITEMSIZE:
+        return f"weights are of {', '.join(ITEMSIZE)}, not {layer.weights}"
+    found, itemsize = from_numbers(numbers), ITEMSIZE[layer.weights]
     for part, tiles, rows in (
         ("gate_up", found.gate_up, 2 * found.gate_up.block_n),
         ("down", found.down, found.down.block_n),
     ):
-        sizes = {"block_m": found.block_m, **{name: getattr(tiles, name) for name in LEAST if name != "block_m"}}
-        for name, size in sizes.items():
-            if not LEAST[name] <= size <= LARGEST[name] or size & (size - 1):
-                return f"{part}.{name} = {size} is no power of two from {LEAST[name]} to {LARGEST[name]}"
-        if not 1 <= tiles.num_stages <= 8 or tiles.group_m < 1:
-            return f"{part} needs 1 to 8 stages and groups of at least one block"
         memory = tiles.num_stages * (found.block_m + rows) * tiles.block_k * itemsize
         if memory > SHARED_MEMORY:
             return f"{part} needs {memory} bytes of shared memory, and a block has {SHARED_MEMORY}"
@@ -154,65 +106,26 @@ def problem(found: Configuration, itemsize: int) -> str | None:
     return None
 
 
-def _entry(entry: Any, where: str) -> tuple[Shape, int, Configuration]:
-    names = {f.name: str if f.name in ("device", "dtype") else int for f in fields(Shape)}
-    _check_keys(entry, {*names, "pairs", "block_m", "gate_up", "down"}, where)
-    for name, kind in {**names, "pairs": int, "block_m": int}.items():
-        _check_type(entry[name], kind, f"{where}: {name}")
-    if entry["dtype"] not in ITEMSIZE:
-        raise ValueError(f"{where}: dtype {entry['dtype']!r} is none of {', '.join(ITEMSIZE)}")
-    for name in ("pairs", "experts", "intermediate", "hidden"):
-        if entry[name] < 1:
-            raise ValueError(f"{where}: {name} = {entry[name]} is not positive")
-    parts = {}
-    for part in ("gate_up", "down"):
-        sizes = {f.name: int for f in fields(Tiles)}
-        _check_keys(entry[part], set(sizes), f"{where}: {part}")
-        for name in sizes:
-            _check_type(entry[part][name], int, f"{where}: {part}.{name}")
-        parts[part] = Tiles(**entry[part])
-    found = Configuration(block_m=entry["block_m"], **parts)
-    reason = problem(found, ITEMSIZE[entry["dtype"]])
-    if reason is not None:
-        raise ValueError(f"{where}: {reason}")
-    return Shape(**{name: entry[name] for name in names}), entry["pairs"], found
+def _start(layer: Layer, tokens: int) -> Numbers:
+    return by_rule(experts=layer.experts, itemsize=ITEMSIZE[layer.weights], pairs=tokens * layer.top_k).numbers()
 
 
-def _check_keys(data: Any, names: set[str], where: str) -> None:
-    if not isinstance(data, dict):
-        raise ValueError(f"{where} must be an object, not {type(data).__name__}")
-    if data.keys() != names:
-        wrong = sorted(data.keys() ^ names)
-        raise ValueError(f"{where} {'lacks' if wrong[0] in names else 'has the unknown'} {wrong[0]!r}")
-
-
-def _check_type(value: Any, kind: type, where: str) -> None:
-    if type(value) is not kind:
-        raise ValueError(f"{where} = {value!r} is not of type {kind.__name__}")
-
-
-def _plain(record: Any) -> dict[str, Any]:
-    return {f.name: getattr(record, f.name) for f in fields(record)}
+def _as_bf16(layer: Layer) -> Layer:
+    return Layer(**{**{f.name: getattr(layer, f.name) for f in fields(Layer)}, "weights": "bf16"})
 
 
 def _at_least_16(rows: int) -> int:
     return max(16, 1 << (rows - 1).bit_length())
 
 
-@cache
-def _table() -> Table | None:
-    """The file that MOECHECK_TRITON_TILES names, or the packaged one; None where that is absent."""
-    named = os.environ.get(VARIABLE)
-    if named:
-        return load(Path(named))
-    return load(PACKAGED) if PACKAGED.exists() else None
-
-
-@cache
-def _warn_absent() -> None:
-    warnings.warn(f"{PACKAGED.name} is absent: the Triton GEMMs use untuned tiles ({RULE}).", stacklevel=3)
-
-
-@cache
-def _tell_unmeasured(shape: Shape) -> None:
-    log.info("No tiles were measured for %s: %s.", shape, RULE)
+TUNING = Tuning(
+    kernel="triton/fused_gate_up",
+    values={
+        "block_m": (16, 32, 64, 128),
+        **{f"{part}_{name}": allowed for part in PARTS for name, allowed in OF_A_TILE.items()},
+    },
+    start=_start,
+    fallback=RULE,
+    problem=problem,
+    packaged=Path(__file__).with_name("tuned_experts.json"),
+)

@@ -10,11 +10,9 @@ from moecheck.numerics import INPUT
 
 from ._jit_gemm import gate_up_kernel, grouped_gemm_kernel
 from ._launch import activation_constants, check_spec, constants, least_rows, tiles_of_experts
-from ._tiles import Configuration, check_file
+from ._tiles import TUNING, Configuration
 from .align import align_block_size
 from .rows import act_and_mul, sum_slots
-
-check_file()
 
 
 @moecheck.kernel(
@@ -23,6 +21,7 @@ check_file()
     name="triton/fused_gate_up",
     numerics=moecheck.Numerics(act_times_up=INPUT, weighted=INPUT),
     deterministic=True,
+    tuning=TUNING,
 )
 def fused_gate_up(
     *,
@@ -90,7 +89,7 @@ class Blocks:
         expert_map: torch.Tensor | None,
         tiles: Configuration | None = None,
     ) -> None:
-        self.tiles = tiles or tiles_of_experts(x, w13, w2, topk_ids.numel())
+        self.tiles = tiles or tiles_of_experts(x, w13, w2, topk_ids)
         self.topk_ids, self.topk_weights, self.block_m = topk_ids, topk_weights.contiguous(), self.tiles.block_m
         self.metadata = align_block_size(
             topk_ids=topk_ids,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from moecheck.bench.cases import weights_name
 from moecheck.bench.entry import Entry
@@ -19,10 +20,12 @@ from moecheck.numerics import Numerics
 from moecheck.registry import Found
 from moecheck.runner.contract import contract_of
 from moecheck.runner.judges import JudgePool, Judging
-from moecheck.runner.judging import judgements_of
+from moecheck.runner.judging import all_tokens, judgements_of
 from moecheck.runner.plan import lacking, other_semantics
 from moecheck.runner.pool import KernelPool, WorkerDied, WorkerTimeout
-from moecheck.runner.worker import Outcome, run_case
+from moecheck.runner.worker import Outcome, run_all_tokens, run_case
+from moecheck.tuning import Configuration
+from moecheck.tuning.in_worker import call_pinned
 
 MEASURING = 120.0  # seconds at most for a device's limits
 MOST_LOST = 2  # after so many lost processes or timeouts a kernel's other cases are not tried
@@ -55,7 +58,7 @@ def run_bench(
     found: Sequence[Found], wanted: Sequence[Wanted], settings: Settings, advance: Advance
 ) -> tuple[list[Entry], dict[str, Limits]]:
     """An entry for every kernel and case of its op, and the limits of the devices. advance: told of each entry."""
-    limits = {device: _limits(device, settings) for device in sorted({kernel.device for kernel in found})}
+    limits = {device: measured_limits(device, settings) for device in sorted({kernel.device for kernel in found})}
     entries: list[Entry] = []
     with (
         tempfile.TemporaryDirectory(prefix="moecheck-inputs-") as store,
@@ -63,7 +66,7 @@ def run_bench(
     ):
         for kernel in found:
             with KernelPool(memory=settings.memory, threads=settings.threads, store=store) as pool:
-                run = _KernelBench(kernel=kernel, settings=settings, judging=judging, pool=pool, limits=limits)
+                run = KernelBench(kernel=kernel, settings=settings, judging=judging, pool=pool, limits=limits)
                 for one in wanted:
                     if one.case.op == kernel.declaration.op:
                         entries.append(run.entry(one))
@@ -72,7 +75,7 @@ def run_bench(
     return sorted(entries, key=lambda entry: order[entry.case]), limits
 
 
-def _limits(device: str, settings: Settings) -> Limits:
+def measured_limits(device: str, settings: Settings) -> Limits:
     """The device's limits, measured in a process of their own; an interpreter's are those of the CPU."""
     where = "cuda" if device == "cuda" else "cpu"
     with KernelPool(memory=settings.memory, threads=settings.threads) as pool:
@@ -81,14 +84,20 @@ def _limits(device: str, settings: Settings) -> Limits:
 
 
 @dataclass(slots=True, kw_only=True)
-class _KernelBench:
-    """One kernel's process, and what is known of the kernel. lost: how often the process was lost."""
+class KernelBench:
+    """One kernel's process, and what is known of the kernel. lost: how often the process was lost.
+
+    pin: the configuration that a tunable kernel uses; None for the one that it would choose. all_tokens: whether the
+    tokens that the reference does not compute are checked, too, by further calls.
+    """
 
     kernel: Found
     settings: Settings
     judging: Judging
     pool: KernelPool
     limits: dict[str, Limits]
+    pin: Configuration | None = None
+    all_tokens: bool = False
     lost: int = 0
     found: dict[bool, Numerics | None] = field(default_factory=dict)
 
@@ -110,6 +119,8 @@ class _KernelBench:
         verdict, message = self._verdict(case, outcome)
         if verdict is not Verdict.PASS:
             return told("wrong" if verdict in FAILURES else "skipped", message)
+        if self.all_tokens and case.sampled and (reason := self._wrong_elsewhere(case, outcome)):
+            return told("wrong", reason)
         timed = self._timed(case)
         if timed.timing is None:
             return told("failed", timed.problem)
@@ -123,10 +134,17 @@ class _KernelBench:
             roofline=self.limits[self.kernel.device].seconds(work, operands_of(case)),
         )
 
+    def _submit(self, function: Callable[..., object], *arguments: object, timeout: float) -> Any:
+        """A call about the kernel in its process, its configuration pinned."""
+        given = (self.kernel.target, *arguments)
+        if self.pin is None:
+            return self.pool.submit(function, *given, timeout=timeout)
+        return self.pool.submit(call_pinned, dict(self.pin), function, *given, timeout=timeout)
+
     def _called(self, case: Case) -> Outcome:
         timeout = self.settings.timeout + 2 * self.kernel.import_seconds
         try:
-            outcome: Outcome = self.pool.wait(self.pool.submit(run_case, self.kernel.target, case, timeout=timeout))
+            outcome: Outcome = self.pool.wait(self._submit(run_case, case, timeout=timeout))
         except WorkerTimeout:
             self.lost += 1
             return Outcome(problem=(Verdict.TIMEOUT, f"no result after {self.settings.timeout:g} s"))
@@ -137,9 +155,9 @@ class _KernelBench:
 
     def _timed(self, case: Case) -> Timed:
         timeout = self.settings.timeout + 10 * self.settings.seconds + 2 * self.kernel.import_seconds
-        target, seconds = self.kernel.target, self.settings.seconds
+        seconds = self.settings.seconds
         try:
-            timed: Timed = self.pool.wait(self.pool.submit(time_case, target, case, seconds, timeout=timeout))
+            timed: Timed = self.pool.wait(self._submit(time_case, case, seconds, timeout=timeout))
         except WorkerTimeout:
             self.lost += 1
             return Timed(problem=f"timing took longer than {timeout:g} s")
@@ -157,6 +175,23 @@ class _KernelBench:
         judgements = self.judging(judgements_of, declaration, case, outcome.outputs, Allowed(), numerics)
         verdict = verdict_of(judgements)
         return verdict, next((j.message for j in judgements if j.verdict is verdict and j.message), "")
+
+    def _wrong_elsewhere(self, case: Case, outcome: Outcome) -> str:
+        """What is wrong of tokens beyond the sample, or nothing."""
+        timeout = self.settings.timeout + 2 * self.kernel.import_seconds
+        try:
+            further: list[Outcome] = self.pool.wait(self._submit(run_all_tokens, case, timeout=timeout))
+        except (WorkerTimeout, WorkerDied) as error:
+            self.lost += 1
+            return f"the calls on all tokens did not end: {error}"
+        problem = next((one.problem for one in further if one.problem is not None), None)
+        if problem is not None:
+            return problem[1]
+        outputs = tuple(one.outputs for one in further)
+        declaration = self.kernel.declaration
+        numerics = self._contract(declaration, case)
+        judgements = self.judging(all_tokens, declaration, case, outcome.outputs, outputs, numerics)
+        return next((one.message for one in judgements if one.verdict in FAILURES), "")
 
     def _contract(self, declaration: Declaration, case: Case) -> Numerics | None:
         """What the output is compared under: that of a kernel that requantises; None, which all others share.

@@ -19,6 +19,7 @@ from moecheck.cli.mutants import mutants
 from moecheck.cli.new_kernel import new_kernel
 from moecheck.cli.nightly import nightly
 from moecheck.cli.replay import replay
+from moecheck.cli.tune import tune_command
 from moecheck.errors import HarnessError, MoecheckError, near
 
 PASSED, FAILED, USAGE, BROKEN, UNDECIDED = range(5)
@@ -50,6 +51,7 @@ def cli() -> None:
 for command in (
     kernels,
     bench,
+    tune_command,
     e2e,
     check,
     mutants,

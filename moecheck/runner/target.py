@@ -12,12 +12,13 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from moecheck.errors import Unsupported, UsageError, near
 from moecheck.kernel import BACKENDS, Declaration, describe
 from moecheck.ops import OPS
+from moecheck.tuning import Tuning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +82,20 @@ def is_file(place: str) -> bool:
 
 
 def import_place(place: str) -> ModuleType:
-    """The module of a dotted name or of a .py file.
+    """The module of a dotted name or of a .py file. A wrong file of configurations for a kernel of it is a UsageError.
 
     A module may lie in the current folder. ModuleNotFoundError of something that it imports passes; a file that cannot
     be read or parsed is a UsageError, and so is a module that does not exist.
     """
-    if not is_file(place):
-        return _import_module(place)
+    module = _import_file(place) if is_file(place) else _import_module(place)
+    for value in vars(module).values():
+        # A run ends before it begins; a call would warn and do without.
+        if isinstance(value, FunctionType) and isinstance(tuning := vars(value).get("__moecheck_tuning__"), Tuning):
+            tuning.check()
+    return module
+
+
+def _import_file(place: str) -> ModuleType:
     path = Path(place).resolve()
     name = f"moecheck_user_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
     if name in sys.modules:

@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from moecheck.kernels.triton import _jit_align, _jit_gemm, _jit_quantised, _jit_routing, _jit_rows, _tiles
+from moecheck.tuning.table import load
 
 HOPPER = GPUTarget("cuda", 90, 32)
 POINTERS = {
@@ -79,7 +80,9 @@ def test_experts(weighted: bool) -> None:
 
 def largest(part: str) -> _tiles.Configuration:
     """The measured configuration whose accumulators are the largest."""
-    every = [found for rows in _tiles.load(_tiles.PACKAGED).values() for found in rows.values()]
+    packaged = _tiles.TUNING.packaged
+    assert packaged is not None
+    every = [_tiles.from_numbers(found) for rows in load(packaged).layers.values() for found in rows.values()]
     return max(every, key=lambda one: one.block_m * getattr(one, part).block_n)
 
 
