@@ -35,7 +35,7 @@ def lines(result: NightResult) -> list[str]:
     text = []
     for status in (*reversed(NOTES), *reversed(CODES)):
         found = result.of(status)
-        text += [f"{_sign(status)} {status:12} {_subject(one)}  {_message(one)}".rstrip() for one in found[:SHOWN]]
+        text += [f"{_sign(status)} {status:14} {_subject(one)}  {_message(one)}".rstrip() for one in found[:SHOWN]]
         text += [f"  and {len(found) - SHOWN} more: see nightly.json"] if len(found) > SHOWN else []
     text += [""] if text else []
     text += [f"  {one.label:12} {_part(one)}" for one in result.parts]
@@ -81,8 +81,8 @@ def markdown(result: NightResult) -> str:
             text += [f"* and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
             text += [""]
     text += ["## Parts", "", "| part | command | ended | seconds |", "|---|---|---|---|"]
-    for one in result.parts:
-        text.append(f"| {escape(one.label)} | {code(one.command)} | {escape(_ended(one))} | {one.seconds:.0f} |")
+    for part in result.parts:
+        text.append(f"| {escape(part.label)} | {code(part.command)} | {escape(_ended(part))} | {part.seconds:.0f} |")
     return "\n".join(text) + "\n"
 
 
