@@ -140,6 +140,18 @@ def few_shapes(cases: list[Case], most: int) -> tuple[list[Case], list[Case]]:
     return kept, left
 
 
+def left_out(cases: list[Case], *, profile: str, compiled: bool, whole: bool) -> tuple[list[Case], str]:
+    """The cases of an op that a kernel is not given although it takes them, and why.
+
+    compiled: whether it is compiled anew for each shape. whole: whether the run is about this op or kernel alone.
+    """
+    if cases and cases[0].op in OWN_ROWS:
+        op = cases[0].op
+        return ([], "") if whole or profile == "nightly" else (cases[1:], f"not the first of many; --op {op} runs all")
+    left = few_shapes(cases, COMPILED_SHAPES[profile])[1] if compiled else []
+    return left, "another shape to compile for; --profile nightly runs all"
+
+
 def _under(case: Case, spec: MoESpec, *, own: bool = True) -> Case | None:
     """The case with other semantics, and as many experts as these need; None where it exists for its own spec.
 

@@ -21,13 +21,14 @@ from .runner.worker import Loaded, inspect_module, inspect_target
 KERNELS = "moecheck.kernels"
 ENTRY_POINTS = "moecheck.kernels"
 IMPORT_TIMEOUT = 120.0
+COMPILING = 15.0  # seconds for a new shape in the interpreter of Pallas TPU kernels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """A kernel that can be run: where it is, what it declares, and the device that it runs on here.
 
-    import_seconds: what importing it took, which a fresh process pays again.
+    import_seconds: what importing it took, which a fresh process pays again, and what a compilation takes.
     """
 
     target: Target
@@ -156,7 +157,8 @@ def _inspect(targets: Iterable[Target], *, memory: int) -> list[Found]:
 
 def _found(target: Target, declaration: Declaration, loaded: Loaded) -> Found:
     device = loaded.devices[declaration.name]
-    return Found(target=target, declaration=declaration, device=device, import_seconds=loaded.seconds)
+    seconds = loaded.seconds + (COMPILING if declaration.backend == "pallas_tpu" else 0.0)
+    return Found(target=target, declaration=declaration, device=device, import_seconds=seconds)
 
 
 def _inspect_modules(modules: Sequence[str], memory: int) -> dict[str, Loaded]:

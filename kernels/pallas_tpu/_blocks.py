@@ -63,9 +63,7 @@ def automatic(*, tokens: int, hidden: int, intermediate: int, top_k: int, itemsi
     inner = min(LARGEST["intermediate"], _up(-(-intermediate // 2), lanes))
     padded = _up(hidden, width)
     while True:
-        blocks = Blocks(
-            tokens=SUBLANES, rows=rows, intermediate=inner, hidden_in=width, hidden_out=width
-        )
+        blocks = Blocks(tokens=SUBLANES, rows=rows, intermediate=inner, hidden_in=width, hidden_out=width)
         if blocks.vmem_bytes(hidden=padded, top_k=top_k, itemsize=itemsize) <= VMEM_BYTES:
             return blocks
         if inner > lanes:

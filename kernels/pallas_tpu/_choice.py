@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+
 import moecheck
 
 SELECTIONS = ("topk",)
@@ -54,7 +55,7 @@ def _scores(logits: jax.Array, spec: moecheck.RoutingSpec) -> jax.Array:
 
 
 def _best(choice: jax.Array, values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """values [n, E] and ids where `choice` [n, E] is largest: [n, count] each, in descending order of choice."""
+    """Values [n, E] and ids where `choice` [n, E] is largest: [n, count] each, in descending order of choice."""
     column = jax.lax.broadcasted_iota(jnp.int32, choice.shape, 1)
     taken, ids = [], []
     for _ in range(count):

@@ -50,9 +50,7 @@ def rows_of_expert(plan: Plan, at: Scratch, rank: jax.Array, expert: jax.Array) 
     return _rows_before(plan, at, plan.num_ranks, rank * plan.local + expert)
 
 
-def scatter(
-    plan: Plan, given: Inputs, made: Outputs, at: Scratch, rank: jax.Array, count: jax.Array
-) -> jax.Array:
+def scatter(plan: Plan, given: Inputs, made: Outputs, at: Scratch, rank: jax.Array, count: jax.Array) -> jax.Array:
     """Start to send each of this rank's tokens to its experts; returns how many rows go to other ranks."""
 
     def send(token: jax.Array, away: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""One expert on the rows that came for it: gate and up, activation, down, by tiles of weights that are double buffered."""
+"""One expert on the rows that came for it: gate and up, activation, down, by double-buffered tiles of weights."""
 
 from __future__ import annotations
 
@@ -26,15 +26,11 @@ def compute_expert(
 
     def fetch(tile: jax.Array) -> pltpu.AsyncCopyDescriptor:
         slot = jax.lax.rem(tile, 2)
-        return pltpu.make_async_copy(
-            made.inbox.at[expert, pl.ds(tile * rows, rows)], at.x.at[slot], at.sem_x.at[slot]
-        )
+        return pltpu.make_async_copy(made.inbox.at[expert, pl.ds(tile * rows, rows)], at.x.at[slot], at.sem_x.at[slot])
 
     def store(tile: jax.Array) -> pltpu.AsyncCopyDescriptor:
         slot = jax.lax.rem(tile, 2)
-        return pltpu.make_async_copy(
-            at.y.at[slot], made.outbox.at[expert, pl.ds(tile * rows, rows)], at.sem_y.at[slot]
-        )
+        return pltpu.make_async_copy(at.y.at[slot], made.outbox.at[expert, pl.ds(tile * rows, rows)], at.sem_y.at[slot])
 
     @pl.when(tiles > 0)
     def _() -> None:
@@ -78,9 +74,7 @@ def _feed_forward(plan: Plan, given: Inputs, at: Scratch, expert: jax.Array, slo
     def first(step: jax.Array) -> pltpu.AsyncCopyDescriptor:
         """Tile `step` of w13: hidden rows fastest."""
         f, d, buffer = step // ins, jax.lax.rem(step, ins), jax.lax.rem(step, 2)
-        tile = given.w13.at[
-            expert, :, pl.ds(d * b.hidden_in, b.hidden_in), pl.ds(f * b.intermediate, b.intermediate)
-        ]
+        tile = given.w13.at[expert, :, pl.ds(d * b.hidden_in, b.hidden_in), pl.ds(f * b.intermediate, b.intermediate)]
         return pltpu.make_async_copy(tile, at.w13.at[buffer], at.sem_w13.at[buffer])
 
     def second(step: jax.Array) -> pltpu.AsyncCopyDescriptor:

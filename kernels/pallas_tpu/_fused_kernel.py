@@ -51,7 +51,9 @@ def route(plan: Plan, given: Inputs, at: Scratch, count: jax.Array) -> None:
 
     def fetch(tile: jax.Array) -> pltpu.AsyncCopyDescriptor:
         slot = jax.lax.rem(tile, 2)
-        return pltpu.make_async_copy(given.logits.at[pl.ds(tile * rows, rows)], at.logits.at[slot], at.sem_logits.at[slot])
+        return pltpu.make_async_copy(
+            given.logits.at[pl.ds(tile * rows, rows)], at.logits.at[slot], at.sem_logits.at[slot]
+        )
 
     if given.bias is not None:
         pltpu.sync_copy(given.bias, at.bias)

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import moecheck
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+
+import moecheck
 
 from ._blocks import Blocks
 
@@ -85,7 +86,7 @@ class Outputs(NamedTuple):
 class Scratch(NamedTuple):
     """Vector and scalar memory and semaphores; double buffers have a first axis of 2.
 
-    places_s, positions_s: [T, top_k], the physical expert of each slot, and which of this rank's rows for that expert it
+    places_s, positions_s: [T, top_k], the physical expert of each slot, and which of this rank's rows for that one it
     is. counts_s: [1, places], how many of these there are; all_counts_s: [P, 1, places], of every rank.
     """
 

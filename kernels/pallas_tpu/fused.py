@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
-
 import jax
 import jax.numpy as jnp
+import numpy as np
+
 import moecheck
 from moecheck.numerics import INPUT
 from moecheck.placement import replicas_of
@@ -102,7 +100,9 @@ def fused(
         plan=plan,
     )
     routing = spec.routing
-    scaled = routing.scaling_placement != "topk_weights" and (routing.renormalize or not routing.scaling_needs_renormalize)
+    scaled = routing.scaling_placement != "topk_weights" and (
+        routing.renormalize or not routing.scaling_needs_renormalize
+    )
     return (out.astype(jnp.float32) * routing.routed_scaling_factor).astype(out.dtype) if scaled else out
 
 

@@ -14,14 +14,13 @@ from typing import Any
 
 import click
 
-from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES, Finding, Verdict
 from moecheck.checks.judge import Limits
 from moecheck.cli.grids import full_size_plan, sweep_plan
 from moecheck.cli.options import color, cores, not_negative, parse_require, parse_tokens, positive, width
 from moecheck.cli.progress import LiveProgress
 from moecheck.cli.where import cluster_of, find_kernels, ray_options, run_plans
-from moecheck.curated import COMPILED_SHAPES, PROFILES, cases_for, draw_ahead, few_shapes
+from moecheck.curated import PROFILES, cases_for, draw_ahead, left_out
 from moecheck.errors import UsageError, check_known
 from moecheck.formats import FORMATS
 from moecheck.kernel import BACKENDS, Declaration
@@ -295,10 +294,9 @@ def _plans(discovery: Discovery, options: Options) -> list[Plan]:
             quantizations=kernel.declaration.quantizations,
             plain_weights="w13_scale" not in kernel.declaration.required,
         )
-        left: list[Case] = []
-        if kernel.declaration.backend in COMPILED:
-            takes = [case for case in cases if lacking(kernel.declaration, case) is None]
-            _, left = few_shapes(takes, COMPILED_SHAPES[options.profile])
+        takes = [case for case in cases if lacking(kernel.declaration, case) is None]
+        compiled, whole = kernel.declaration.backend in COMPILED, bool(options.op or options.kernel)
+        left, reason = left_out(takes, profile=options.profile, compiled=compiled, whole=whole)
         plans.append(
             Plan(
                 target=kernel.target,
@@ -307,7 +305,7 @@ def _plans(discovery: Discovery, options: Options) -> list[Plan]:
                 cases=tuple(case for case in cases if case not in left),
                 import_seconds=kernel.import_seconds,
                 left_out=tuple(left),
-                left_out_reason="another shape to compile for; --profile nightly runs all",
+                left_out_reason=reason,
             )
         )
     return plans

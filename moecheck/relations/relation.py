@@ -12,6 +12,7 @@ from typing import Any
 from moecheck.cases import Case
 from moecheck.formats import AnyArray, Float64
 from moecheck.kernel import Declaration
+from moecheck.schedules import USUAL, Schedule
 
 Inputs = dict[str, Any]
 Outputs = tuple[AnyArray, ...]
@@ -30,12 +31,14 @@ class Call:
     """One further call. case: the record with the sizes that `inputs` (NumPy arrays and integers) have.
 
     in_place: the arrays are written into those of the call before, of equal shapes, as where a graph is replayed. These
-    must be the trial's own, not the case's, wherever the values differ.
+    must be the trial's own, not the case's, wherever the values differ. schedule: of the DMAs of a kernel that is
+    interpreted.
     """
 
     case: Case
     inputs: Inputs
     in_place: bool = False
+    schedule: Schedule = USUAL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,7 @@ from moecheck.runner.launches import launches
 from moecheck.runner.layout import as_declared, cut
 from moecheck.runner.leash import bind
 from moecheck.runner.missing import missing_package
+from moecheck.runner.pallas_interpreter import interpreted
 from moecheck.runner.poison import poisoned_allocations
 from moecheck.runner.target import Target, import_place, load, place_of
 from moecheck.sampled_inputs import lazy_inputs
@@ -207,8 +208,14 @@ def _attempt(
     profile: bool,
 ) -> Outcome:
     try:
-        with launches(declaration.backend, wanted=profile) as launched:
+        with (
+            launches(declaration.backend, wanted=profile) as launched,
+            interpreted(declaration.backend, call.schedule) as watch,
+        ):
             outcome = _call(function, declaration, call, buffers)
+        if watch.race is not None:
+            message = f"The interpreter's detector reports a race: {watch.race}, and nothing orders them."
+            return replace(outcome, problem=(Verdict.PROVEN_WRONG, message))
         return replace(outcome, launched=tuple(launched))
     except Unsupported as error:
         return Outcome(problem=(Verdict.SKIP, str(error)))

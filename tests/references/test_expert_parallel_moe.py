@@ -71,7 +71,7 @@ def test_it_is_the_layer_wherever_tokens_and_experts_lie(name: str) -> None:
     assert (np.abs(out - moe_layer(**whole, spec=case.spec)) <= values.sigma).all()
 
 
-@pytest.mark.parametrize("name", ["two-ranks", "four-experts-each", "outliers", "shuffled-placement"])
+@pytest.mark.parametrize("name", ["plain-bf16", "four-experts-each", "outliers", "shuffled-placement"])
 def test_a_kernel_that_stores_each_ranks_sum_passes_by_its_contract_and_not_by_another(name: str) -> None:
     case = replace(NAMED[name], dtype="bf16", num_tokens=64)
     out = kernel_of_ranks(case, partial="bf16")
@@ -84,7 +84,7 @@ def test_a_kernel_that_stores_each_ranks_sum_passes_by_its_contract_and_not_by_a
 
 
 def test_a_kernel_that_keeps_ranks_sums_passes_by_the_plain_contract() -> None:
-    case = replace(NAMED["two-ranks"], num_tokens=64)
+    case = replace(NAMED["plain-bf16"], num_tokens=64)
 
     judged = judge(case, (kernel_of_ranks(case, partial="fp32"),), ORACLE, Limits(), Numerics())
 

@@ -89,7 +89,9 @@ def test_the_reference_obeys(name: str, case: Case, declared: bool) -> None:
 
 def test_every_relation_is_tried_on_every_op_of_it() -> None:
     tried = {(name, case.op) for name, case in HOLDING}
-    assert tried == {(name, op) for name, relation in relations().items() for op in relation.ops}
+    # Of schedules only kernels that are interpreted have several (tests/runner/test_pallas_interpreter.py).
+    laws = {name: law for name, law in relations().items() if name != "copy_schedules"}
+    assert tried == {(name, op) for name, law in laws.items() for op in law.ops}
 
 
 WRONG: list[tuple[str, str, MoESpec, Kernel]] = [
