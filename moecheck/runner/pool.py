@@ -83,8 +83,9 @@ class KernelPool:
         return WorkerDied(f"Its process ended between two calls; {last_words(self._log) or 'nothing was printed'}.")
 
     def cancel(self, future: Any) -> None:
-        """Give up a call, also one that is running."""
-        future.cancel()
+        """Give up a call, also one that is running; None is no call."""
+        if future is not None:
+            future.cancel()
 
     def interrupt(self) -> None:
         """Called from another thread: whoever waits for a call gets a CancelledError and so comes to `close`."""

@@ -92,11 +92,12 @@ class Sink(Protocol):
 def run_all(plans: list[Plan], settings: Settings, sink: Sink, *, done: set[tuple[str, str]]) -> list[KernelRun]:
     """Run every plan, `settings.jobs` at a time. done: (kernel, case id) pairs that need not run again."""
     order = in_order(plans)
+    large = any(case.sampled for plan in plans for case in plan.cases)  # one more judge, while one computes these
     with tempfile.TemporaryDirectory(prefix="moecheck-inputs-") as store:
         pools: list[KernelPool] = []
         # The kernels' processes run meanwhile: a matrix product with more threads than cores only waits for them.
         with (
-            JudgePool(settings.jobs, store=store, threads=max(1, settings.threads - 1)) as judging,
+            JudgePool(settings.jobs + large, store=store, threads=max(1, settings.threads - 1)) as judging,
             ThreadPoolExecutor(max_workers=settings.jobs) as threads,
         ):
             runs = threads.map(
@@ -196,7 +197,7 @@ class _KernelLoop:
                 flying.append((case, self._submit(case)))
             if flying:
                 case, future = flying.popleft()
-                verdict = self._finish(case, self._outcome(future))
+                verdict = self._finish(case, self._outcomes(future)[0])
                 if verdict is Verdict.TIMEOUT:
                     stopped = f"not run: the kernel timed out on {case.id}"
                 elif self.deaths >= MOST_DEATHS:
@@ -217,19 +218,19 @@ class _KernelLoop:
             self.run.picture = self._ask(picture, case, outputs)
 
     def _submit(self, case: Case) -> object:
-        # A fresh process imports the kernel first; twice what that took elsewhere is not counted as the kernel's.
-        timeout = self.settings.timeout + 2 * self.run.plan.import_seconds
         noted = self.settings.profile or (self.settings.device_trials and case in self.relating.full)
         profile = self.run.plan.device == "cuda" and noted
-        return self.pool.submit(run_case, self.run.plan.target, case, profile=profile, timeout=timeout)
+        return self.pool.submit(run_case, self.run.plan.target, case, profile=profile, timeout=self._seconds(1))
+
+    def _seconds(self, calls: int) -> float:
+        """How long so many calls may take."""
+        # A fresh process imports the kernel first; twice what that took elsewhere is not counted as the kernel's.
+        return self.settings.timeout * calls + 2 * self.run.plan.import_seconds
 
     def _relation_outcomes(self, case: Case, name: str, count: int) -> list[Outcome]:
         """What the `count` further calls of a relation do, up to the first that has a problem."""
-        timeout = self.settings.timeout * count + 2 * self.run.plan.import_seconds
-        return self._outcomes(self.pool.submit(run_relation, self.run.plan.target, case, name, timeout=timeout))
-
-    def _outcome(self, future: object) -> Outcome:
-        return self._outcomes(future)[0]
+        future = self.pool.submit(run_relation, self.run.plan.target, case, name, timeout=self._seconds(count))
+        return self._outcomes(future)
 
     def _outcomes(self, future: object) -> list[Outcome]:
         try:
@@ -261,6 +262,9 @@ class _KernelLoop:
             return (Judgement(check="run", verdict=verdict, message=message),)
         first = self.contract is None
         contract = self._contract()
+        ahead = None
+        if case.sampled:  # while the reference is still at work
+            ahead = self.pool.submit(run_all_tokens, self.run.plan.target, case, timeout=self._seconds(len(CALLS)))
         judgements = self._ask(judgements_of, case, outcome.outputs)
         self.relating.note(judgements)
         more = [contract.judgement] if first and contract.judgement is not None else []
@@ -273,9 +277,10 @@ class _KernelLoop:
             message = f"It changed its input {names}."
             causes.append(Judgement(check="unmodified", verdict=Verdict.PROVEN_WRONG, message=message))
         if verdict_of(judgements) is not Verdict.PASS or outcome.modified:
+            self.pool.cancel(ahead)
             return (*causes, *judgements, *more)
-        if case.sampled:
-            more += self._all_tokens(case, outcome)
+        if ahead is not None:
+            more += self._all_tokens(case, outcome, ahead)
         else:
             more += self.relating.judge(case, relations, outcome.outputs, contract.numerics)
             more += self._trials(case, outcome)
@@ -285,7 +290,7 @@ class _KernelLoop:
         """What calls by graphs and on other streams say, where the kernel runs on a device."""
         if not self.settings.device_trials or case not in self.relating.full or not triable(self.run.plan, case):
             return []
-        timeout = 4 * self.settings.timeout + 2 * self.run.plan.import_seconds
+        timeout = self._seconds(4)
         try:
             tried = self.pool.wait(self.pool.submit(run_trials, self.run.plan.target, case, timeout=timeout))
         except WorkerTimeout:
@@ -300,11 +305,9 @@ class _KernelLoop:
         ask = partial(self._ask, judgements_of, case)
         return judge_trials(tried, outcome.outputs, ask, self.run.plan.declaration)
 
-    def _all_tokens(self, case: Case, outcome: Outcome) -> Judgements:
+    def _all_tokens(self, case: Case, outcome: Outcome, ahead: object) -> Judgements:
         """What can be said of the tokens that the reference does not compute; a problem of a call is a judgement."""
-        timeout = self.settings.timeout * len(CALLS) + 2 * self.run.plan.import_seconds
-        future = self.pool.submit(run_all_tokens, self.run.plan.target, case, timeout=timeout)
-        outcomes = self._outcomes(future)
+        outcomes = self._outcomes(ahead)
         declaration, numerics = self.run.plan.declaration, self._contract().numerics
         further = tuple(one.outputs for one in outcomes if one.problem is None)
         judged = self.judging(all_tokens, declaration, case, outcome.outputs, further, numerics)
@@ -321,7 +324,7 @@ class _KernelLoop:
         if self.contract is None:
             self.contract = contract_of(
                 self.run.plan.declaration,
-                lambda case: self._outcome(self._submit(case)),
+                lambda case: self._outcomes(self._submit(case))[0],
                 self.judging,
                 require=self.settings.require,
             )
@@ -351,7 +354,7 @@ class _KernelLoop:
         def fails(case: Case) -> bool:
             if lacking(self.run.plan.declaration, case) is not None:
                 return False
-            return verdict_of(self._judge(case, self._outcome(self._submit(case)), relations)) in WRONG
+            return verdict_of(self._judge(case, self._outcomes(self._submit(case))[0], relations)) in WRONG
 
         return shrink(case, fails, seconds=SHRINK_SECONDS)
 
@@ -364,7 +367,7 @@ class _KernelLoop:
             and not case.sampled  # known bugs are looked for by computing the case again and again
         }
         found = diagnosis_of(
-            tuple(verdicts), lambda case: self._outcome(self._submit(case)), self.judging, self._contract().numerics
+            tuple(verdicts), lambda case: self._outcomes(self._submit(case))[0], self.judging, self._contract().numerics
         )
         if found is None:
             return
