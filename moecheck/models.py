@@ -19,6 +19,7 @@ WHOLE_OPS = (
     "topk_routing", "act_and_mul", "permute", "align_block_size", "problem_sizes", "expert_counts", "shuffle_rows",
 )  # fmt: skip
 DTYPES = ("bf16", "fp16", "fp32")
+RANKS = 2  # of a layer that is spread over ranks, where they can share its experts evenly
 MANY_EXPERTS = 64  # above, a scaled layer is narrower: its weights are what a check spends its time on
 
 
@@ -46,6 +47,7 @@ def model_case(name: str, op: str, *, num_tokens: int, dtype: str, full_size: bo
         intermediate_size=intermediate,
         shared_intermediate_size=shared if reads_layer else 0,
         latent_size=latent if reads_layer else 0,
+        num_ranks=RANKS if op == "expert_parallel_moe" and model.num_experts % RANKS == 0 else 1,
         dtype=dtype,
         seed=seed,
         name=name if full_size else f"{name}-scaled",

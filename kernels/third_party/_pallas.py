@@ -10,6 +10,8 @@ import jax
 from jax._src import config
 from jax.experimental.pallas import tpu as pltpu
 
+import moecheck
+
 # DMAs run as late as they may, the newest first; fresh memory is NaN. With the default size of its clocks the
 # detector misses races (jax 0.10 and 0.11).
 TPU_PARAMETERS = pltpu.InterpretParams(
@@ -28,6 +30,8 @@ def on_tpu(call: Callable[[], Any]) -> Any:
 
     Nothing changes on a TPU, or where an interpreter is in force already: whoever chose it looks for races.
     """
+    if jax.default_backend() == "gpu":
+        raise moecheck.Unsupported("Pallas' TPU interpreter simulates on a CPU: set JAX_PLATFORMS=cpu")
     if jax.default_backend() == "tpu" or config.pallas_tpu_interpret_mode_context_manager.value is not None:
         return call()
     state = import_module(_TPU)
