@@ -1,11 +1,11 @@
 """Measures what legal arms and known bugs do to each signal of `moecheck e2e`, over several generated problem sets.
 
-    python tools/calibrate_e2e.py --model tiny-glm4-moe --sets 20 --out reports/e2e/tiny-glm4-moe.jsonl
-    python tools/calibrate_e2e.py --model tiny-glm4-moe --sets 2 --bugs --out reports/e2e/tiny-glm4-moe-bugs.jsonl
+    python tools/calibrate_e2e.py --sets 20 --bugs 2 --out reports/e2e/limits.jsonl
+    python tools/calibrate_e2e.py --from reports/e2e/limits.jsonl
 
-Each set holds other held-out problems, none of them in the shipped test set. Without --bugs the candidates are the
-legal variants of every precision (an alarm is a false one); with it each known bug at every precision of --precision.
-One JSON line an arm and set; a summary on stdout. `--from FILE...` summarises such files again without running.
+Each set holds other held-out problems, none of them in the shipped test set. Its candidates are the legal variants of
+every precision, whose alarms are false ones; with --bugs also each known bug of the self-test in bf16. One JSON line an
+arm and set, without what floors make of the numbers; a summary on stdout.
 """
 
 # ruff: noqa: T201  # a command-line tool: printing is what it is for
@@ -18,15 +18,16 @@ import math
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from moecheck.evals.backends.embedded_arms import EmbeddedModel
-from moecheck.evals.backends.records import PRECISIONS, Arm
+from moecheck.evals.backends.backend import ScoredPair
+from moecheck.evals.backends.embedded_arms import EmbeddedBackend, EmbeddedModel
+from moecheck.evals.backends.records import PRECISIONS, Arm, Fingerprint, LayerCapture, Scored
 from moecheck.evals.gsm8k.data import Question
 from moecheck.evals.paired.journal import Journal
 from moecheck.evals.paired.model_run import run_model
@@ -38,76 +39,131 @@ from moecheck.evals.problems.test_set import SEED, SIZES, chosen_problems
 from moecheck.evals.signals.limits import LIMITS
 from moecheck.evals.signals.signal import Outcome
 from moecheck.evals.tiny.models import load_model
+from moecheck.evals.tiny.text import MOST_TOKENS
 
 FIRST_SEED = SEED + 1000
+BUGS_OF_A_TASK = 6
 LEAST_IS_WORST = {"top1", "texts", "router"}
 
 
 def main() -> None:
     """Run or read, then summarise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-glm4-moe")
+    parser.add_argument("--model", action="append", help="by default tiny-glm4-moe; may come again")
     parser.add_argument("--sets", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="number of the first set")
-    parser.add_argument("--questions", type=int, default=65, help="of a set")
-    parser.add_argument("--precision", action="append", choices=PRECISIONS, help="by default all; with --bugs bf16")
-    parser.add_argument("--bugs", action="store_true", help="known bugs instead of legal variants")
+    parser.add_argument("--questions", type=int, default=40, help="of a set")
+    parser.add_argument("--bugs", type=int, default=0, metavar="SETS", help="known bugs too, in bf16, on so many sets")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=math.inf, help="no set is waited for after so long")
-    parser.add_argument("--out", type=Path, help="file that lines are added to")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="nothing is waited for after so long")
+    parser.add_argument("--out", type=Path, help="file that a line is added to for each arm that ends")
     parser.add_argument("--from", dest="read", type=Path, nargs="+", help="summarise these")
     a = parser.parse_args()
-    if a.read:
-        rows = [json.loads(line) for path in a.read for line in path.read_text(encoding="utf-8").splitlines()]
-    else:
-        print(f"$ python {' '.join(sys.argv)}")
-        rows = list(_measured(a))
-    summarise(rows)
+    if not a.read:
+        print(f"$ python {' '.join(sys.argv)}", flush=True)
+        with TemporaryDirectory() as folder:
+            out = a.out or Path(folder) / "rows.jsonl"
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _run_all(a, out)
+            a.read = [out]
+            summarise(_rows(a.read))
+        return
+    summarise(_rows(a.read))
 
 
-def _measured(a: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    precisions = a.precision or (["bf16"] if a.bugs else list(PRECISIONS))
-    tasks = [(a.model, number, a.questions, precisions, a.bugs) for number in range(a.first, a.first + a.sets)]
+def _rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _run_all(a: argparse.Namespace, out: Path) -> None:
+    """Every set and every share of the bugs as a task of its own; those cut off keep the arms that ended."""
+    tasks: list[tuple[Any, ...]] = []
+    for name in a.model or ["tiny-glm4-moe"]:
+        bugs = EmbeddedModel(load_model(name, device="cpu")).self_test_mutants() if a.bugs else ()
+        shares = [bugs[start : start + BUGS_OF_A_TASK] for start in range(0, len(bugs), BUGS_OF_A_TASK)]
+        tasks += [
+            (name, number, a.questions, share, out) for number in range(a.first, a.first + a.bugs) for share in shares
+        ]
+        tasks += [(name, number, a.questions, (), out) for number in range(a.first, a.first + a.sets)]
     start = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(a.jobs, maxtasksperchild=1) as pool:
+    with multiprocessing.get_context("spawn").Pool(a.jobs) as pool:
         running = [pool.apply_async(one_set, task) for task in tasks]
-        for number, result in enumerate(running):
+        for task, result in zip(tasks, running, strict=True):
+            left = a.seconds - (time.monotonic() - start)
+            what = f"{task[0]}, set {task[1]}" + (f", {task[3][0]} ..." if task[3] else "")
             try:
-                rows = result.get(max(0.0, a.seconds - (time.monotonic() - start)) if a.seconds < math.inf else None)
+                result.get(max(0.0, left) if left < math.inf else None)
+                print(f"{what}: {time.monotonic() - start:.0f} s", flush=True)
             except multiprocessing.TimeoutError:
-                print(f"set {a.first + number} did not end in time", flush=True)
-                continue
-            print(f"set {a.first + number}: {time.monotonic() - start:.0f} s", flush=True)
-            if a.out is not None:
-                a.out.parent.mkdir(parents=True, exist_ok=True)
-                with a.out.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in rows)
-            yield from rows
+                print(f"{what}: did not end in time", flush=True)
         pool.terminate()
 
 
-def one_set(name: str, number: int, size: int, precisions: Sequence[str], bugs: bool) -> list[dict[str, Any]]:
-    """Every candidate on one problem set, on the CPU and one thread."""
+def one_set(name: str, number: int, size: int, bugs: Sequence[str], out: Path) -> None:
+    """Legal variants, or these bugs, on one problem set, on the CPU and one thread; adds a line an arm to `out`."""
     torch.set_num_threads(1)
-    model = EmbeddedModel(load_model(name, device="cpu"))
+    model = Remembering(EmbeddedModel(load_model(name, device="cpu")))
     questions = problem_set(number, size)
-    rows = []
     with TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "answers.jsonl")
-        for precision in precisions:
+        for precision in ("bf16",) if bugs else PRECISIONS:
             settings = Settings(
                 questions=questions,
                 data="generated",
-                precision=precision,  # type: ignore[arg-type]  # the choices are its values
+                precision=precision,  # type: ignore[arg-type]  # one of its values
                 batch_size=65,
-                forced=32,
+                max_new_tokens=MOST_TOKENS,
+                forced=24,
                 floor_questions=65,
                 seed=number,
             )
             for arm in _candidates(model, precision, bugs):
                 result = run_model(model, arm, settings, journal=journal, watcher=Watcher())
-                rows.append({"set": number, "model": name, "precision": precision, **_row(arm, result)})
-    return rows
+                row = {"set": number, "model": name, "precision": precision, **_row(arm, result)}
+                with out.open("a", encoding="utf-8") as file:  # lines of several processes stay whole
+                    file.write(json.dumps(row) + "\n")
+
+
+class Remembering:
+    """A model whose arms answer a second time from memory: the runs of a set share baseline and legal variants."""
+
+    def __init__(self, model: EmbeddedModel) -> None:
+        self._model, self._arms = model, dict[Arm, Any]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def open(self, arm: Arm) -> Any:
+        """The arm, opened once."""
+        if arm not in self._arms:
+            self._arms[arm] = _RememberingArm(self._model.open(arm))
+        return self._arms[arm]
+
+
+class _RememberingArm:
+    def __init__(self, backend: EmbeddedBackend) -> None:
+        self._backend = backend
+        self._known: dict[Any, Any] = {}
+        self.encode, self.generate = backend.encode, backend.generate
+        self.evidence, self.close = backend.evidence, backend.close
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self._backend.fingerprint
+
+    def score(self, pairs: Sequence[ScoredPair], *, rows: bool = False) -> list[Scored]:
+        return self._once(("score", tuple(pairs), rows), lambda: self._backend.score(pairs, rows=rows))
+
+    def capture(self, pairs: Sequence[ScoredPair]) -> list[LayerCapture]:
+        return self._once(("capture", tuple(pairs)), lambda: self._backend.capture(pairs))
+
+    def replay(self, layer: int, hidden: LayerCapture) -> LayerCapture:
+        return self._once((layer, hidden.hidden.tobytes()), lambda: self._backend.replay(layer, hidden))
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
 
 
 def problem_set(number: int, size: int) -> list[Question]:
@@ -125,9 +181,9 @@ def problem_set(number: int, size: int) -> list[Question]:
     return found
 
 
-def _candidates(model: EmbeddedModel, precision: Any, bugs: bool) -> list[Arm]:
+def _candidates(model: Remembering, precision: Any, bugs: Sequence[str]) -> list[Arm]:
     if bugs:
-        return [Arm(precision=precision, mutant=name) for name in model.self_test_mutants()]
+        return [Arm(precision=precision, mutant=name) for name in bugs]
     return [arm for arm in model.variants(precision) if arm.precision == precision]
 
 
@@ -144,6 +200,10 @@ def _row(arm: Arm, result: RunResult) -> dict[str, Any]:
         "reason": result.verdict.reason,
         "outcomes": {one.name: one.outcome.value for one in result.signals},
         "limits": {one.name: one.limit for one in result.signals},
+        "fits": [
+            [fit.layer, fit.plan, fit.alpha, fit.alpha_error, fit.beta, fit.beta_error, fit.residual, fit.worst_row]
+            for fit in fits
+        ],
         "factor": max((_beyond(fit.alpha, fit.alpha_error, fit.beta, fit.beta_error) for fit in fits), default=None),
         "residual": max((fit.residual for fit in fits), default=None),
         "row": max((fit.worst_row for fit in fits), default=None),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from .records import Arm, Evidence, Fingerprint, Generation, LayerCapture, ModelFacts, Precision, Scored
+from .records import Arm, Evidence, Fingerprint, FloatRows, Generation, LayerCapture, ModelFacts, Precision, Scored
 
 # (context, continuation): its tokens are those of encode(context + continuation) after the first len(encode(context)).
 ScoredPair = tuple[str, str]
@@ -64,6 +64,24 @@ class WhiteBox(Protocol):
 
     def evidence(self, pairs: Sequence[ScoredPair]) -> Evidence:
         """Calls so far, and the watermark tried on this batch: each layer's kernel result doubled once."""
+        ...
+
+
+@runtime_checkable
+class SeesExperts(Protocol):
+    """A WhiteBox of the reference path that can compute every expert, whatever the router says."""
+
+    def expert_outputs(self, layer: int, hidden: FloatRows) -> FloatRows:
+        """Each of the E experts on each row of hidden [T, H]: [T, E, H]."""
+        ...
+
+
+@runtime_checkable
+class OneLayerAlone(Protocol):
+    """A WhiteBox whose layers can be exchanged one by one with another arm's of the same model."""
+
+    def alone(self, layer: int, others: Backend) -> Backend:
+        """An arm with the block of this one in `layer`, and that of `others` in every other layer."""
         ...
 
 

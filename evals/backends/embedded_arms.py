@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,7 @@ from moecheck.evals.tiny.models import TOKENIZER, Checkpoint
 from moecheck.evals.tiny.network import Network
 from moecheck.evals.tiny.weights import MoEWeights
 
-from .backend import ScoredPair
+from .backend import Backend, ScoredPair
 from .records import Arm, Evidence, Fingerprint, FloatRows, Generation, LayerCapture, ModelFacts, Precision, Scored
 
 WATERMARK = 2.0
@@ -147,6 +148,21 @@ class EmbeddedBackend:
     def replay(self, layer: int, hidden: LayerCapture) -> LayerCapture:
         rows = torch.from_numpy(hidden.hidden).to(self.checkpoint.weights.device)
         return _capture(layer, rows, self.blocks[layer](rows))
+
+    @torch.inference_mode()
+    def expert_outputs(self, layer: int, hidden: FloatRows) -> FloatRows:
+        block = self.blocks[layer]
+        assert isinstance(block, ReferenceBlock), "asked of the reference path"
+        rows = torch.from_numpy(hidden).to(self.checkpoint.weights.device)
+        every = torch.arange(self.checkpoint.config.num_experts, device=rows.device).expand(len(rows), -1)
+        return _rows(block.experts.slots(rows, every))
+
+    def alone(self, layer: int, others: Backend) -> EmbeddedBackend:
+        assert isinstance(others, EmbeddedBackend), "an arm of the same model"
+        mixed = copy(self)
+        mixed.blocks = {**others.blocks, layer: self.blocks[layer]}
+        mixed.network = Network(self.checkpoint.weights, self.checkpoint.config, mixed.blocks)
+        return mixed
 
     @torch.inference_mode()
     def evidence(self, pairs: Sequence[ScoredPair]) -> Evidence:

@@ -132,7 +132,8 @@ class LayerCapture:
     routed scaling factor in them, if it is applied to them), None where a kernel of the whole layer hides them.
     routed, shared: [T, H] float32, the two summands of `output` (routed with its factor), None where hidden;
     shared is None where the model has no shared experts. choice_gap: [T] float32, the gap between the last chosen and
-    the best rejected expert in the score that chooses, for leaving out ties; None where hidden.
+    the best rejected expert in the score that chooses, for leaving out ties; None where hidden. choice_seen: [T], where
+    ids were inferred from `output`: of which tokens they could be, None where they are the arm's own.
     """
 
     layer: int
@@ -143,6 +144,7 @@ class LayerCapture:
     routed: FloatRows | None = None
     shared: FloatRows | None = None
     choice_gap: npt.NDArray[np.float32] | None = None
+    choice_seen: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

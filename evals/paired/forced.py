@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moecheck.errors import Unsupported
-from moecheck.evals.backends.backend import Backend, ScoredPair
+from moecheck.evals.backends.backend import Backend, OneLayerAlone, ScoredPair
 from moecheck.evals.backends.records import Scored
 from moecheck.evals.gsm8k.prompts import batches_of
-from moecheck.evals.signals.divergence import AnswerDivergence, compare
+from moecheck.evals.signals.divergence import AnswerDivergence, compare, summarise
 
 from .settings import Settings
 from .watcher import Watcher
@@ -39,6 +39,22 @@ def compare_rows(
             found[name] += _compared(batch, reference, arm.score(pairs, rows=True))
         found[AGAIN] += _compared(batch, reference, _otherwise(baseline, pairs, rows=True))
         watcher.step(len(batch))
+    return found
+
+
+def layer_divergences(
+    baseline: Backend, candidate: Backend, settings: Settings, layers: Sequence[int]
+) -> dict[int, float]:
+    """Layer -> mean KL per token where that layer alone is the candidate's; empty where layers cannot be exchanged."""
+    if not isinstance(candidate, OneLayerAlone):
+        return {}
+    pairs = [settings.pair(index) for index in settings.sample[:BATCH]]
+    reference = baseline.score(pairs, rows=True)
+    found = {}
+    for layer in layers:
+        scored = candidate.alone(layer, baseline).score(pairs, rows=True)
+        kl = summarise(_compared(range(len(pairs)), reference, scored)).kl_mean
+        found.update({} if kl is None else {layer: kl})
     return found
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from moecheck.errors import HarnessError
-from moecheck.evals.backends.backend import WhiteBox
+from moecheck.evals.backends.backend import SeesExperts, WhiteBox
 from moecheck.evals.backends.records import FloatRows, LayerCapture
 from moecheck.evals.signals.attribution import LayerFit, fit_layer
+from moecheck.evals.signals.inferred import with_inferred_choice
 from moecheck.evals.signals.limits import LIMITS
 from moecheck.evals.signals.routing import LayerAgreement, agreement
 
@@ -24,13 +25,15 @@ class LayerDepth:
     """How far an arm is from the baseline at one MoE layer, |cand - base| / |base| over all tokens.
 
     isolated: of the block's output on the baseline's hidden states. hidden, output: of the block's input and output on
-    the arm's own hidden states.
+    the arm's own hidden states. kl: mean KL per token of gold answers where this layer alone is the arm's, None where
+    layers cannot be exchanged.
     """
 
     layer: int
     isolated: float
     hidden: float
     output: float
+    kl: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,8 @@ class References:
     def __init__(self, baseline: WhiteBox, settings: Settings) -> None:
         self._pairs = [settings.pair(index) for index in settings.sample[: settings.captured]]
         self._row_limit = LIMITS[settings.precision].row
+        self._baseline = baseline
+        self._experts: dict[int, FloatRows] = {}
         self.captures = baseline.capture(self._pairs)
 
     def against(self, arm: WhiteBox, watcher: Watcher) -> Isolated:
@@ -60,12 +65,22 @@ class References:
             for plan, replayed in replays.items():
                 part = _rows(reference, slice(0, len(replayed.output)))
                 fits.append(fit_layer(part, replayed, plan=plan, row_limit=self._row_limit))
-                found = agreement(part, replayed, own.get(reference.layer) if plan == "whole" else None)
+                chosen = self._with_choice(part, replayed)
+                found = agreement(part, chosen, own.get(reference.layer) if plan == "whole" else None)
                 if found is not None and (plan == "whole" or found.isolated < 1):
                     agreements.append(found)
             depth.append(_depth(reference, whole, own[reference.layer]))
             watcher.step()
         return Isolated(fits=tuple(fits), agreements=tuple(agreements), depth=tuple(depth))
+
+    def _with_choice(self, reference: LayerCapture, replayed: LayerCapture) -> LayerCapture:
+        """Where a kernel of the whole layer hides its choice: as its output shows it."""
+        if replayed.topk_ids is not None or not isinstance(self._baseline, SeesExperts):
+            return replayed
+        if reference.layer not in self._experts:
+            whole = next(one for one in self.captures if one.layer == reference.layer)
+            self._experts[reference.layer] = self._baseline.expert_outputs(whole.layer, whole.hidden)
+        return with_inferred_choice(reference, replayed, self._experts[reference.layer][: len(reference.hidden)])
 
 
 def _replay(arm: WhiteBox, reference: LayerCapture, size: int | None, most: int | None) -> LayerCapture:
@@ -95,7 +110,7 @@ def _joined(captures: Sequence[LayerCapture]) -> LayerCapture:
 
 def _mapped(captures: Sequence[LayerCapture], join: Callable[[Sequence[Any]], Any]) -> LayerCapture:
     """Every array of the captures, which have the same ones, joined to one."""
-    names = ("hidden", "output", "topk_ids", "topk_weights", "routed", "shared", "choice_gap")
+    names = ("hidden", "output", "topk_ids", "topk_weights", "routed", "shared", "choice_gap", "choice_seen")
     changes: dict[str, Any] = {}
     for name in names:
         arrays = [getattr(capture, name) for capture in captures]

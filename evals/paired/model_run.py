@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moecheck.evals.backends.backend import Backend, Model, WhiteBox
 from moecheck.evals.backends.records import Arm, Evidence, Generation
@@ -17,7 +17,7 @@ from moecheck.evals.signals.verdict import missing_evidence, verdict
 from moecheck.evals.statistics.paired import PairedTable
 
 from .early import until_decided
-from .forced import AGAIN, compare_rows
+from .forced import AGAIN, compare_rows, layer_divergences
 from .generated import TaskFiles, generate, generate_otherwise, generate_through_lm_eval, scored
 from .isolated import Isolated, References, worst_by_layer
 from .journal import Journal, Journalled
@@ -86,7 +86,11 @@ def _isolated(arms: Arms, settings: Settings, watcher: Watcher) -> dict[str, Iso
         watcher.step()
     white = {"": candidate, **{name: _white(arm) for name, arm in arms.variants.items()}}
     with watcher.phase("replaying layers", len(references.captures) * len(white)):
-        return {name: references.against(arm, watcher) for name, arm in white.items() if arm is not None}
+        found = {name: references.against(arm, watcher) for name, arm in white.items() if arm is not None}
+    layers = [capture.layer for capture in references.captures]
+    kl = layer_divergences(arms.baseline.backend, arms.candidate.backend, settings, layers)
+    own = tuple(replace(layer, kl=kl.get(layer.layer)) for layer in found[""].depth)
+    return {**found, "": replace(found[""], depth=own)}
 
 
 def _forced(arms: Arms, settings: Settings, watcher: Watcher) -> dict[str, list[AnswerDivergence]]:

@@ -58,6 +58,7 @@ class LayerRow:
     worst_row: str
     tokens: str
     router: str
+    kl: str
     words: str
 
 
@@ -107,6 +108,7 @@ def layer_rows(result: RunResult) -> list[LayerRow]:
     """Every layer and plan, with what is wrong in words."""
     limits = LIMITS[result.precision]  # type: ignore[index]  # a Precision
     routers = {one.layer: one for one in reversed(result.agreements)}
+    kl = {layer.layer: layer.kl for layer in result.depth}
     rows = []
     for fit in result.fits:
         router = routers.get(fit.layer) if fit.plan == "whole" else None
@@ -120,6 +122,7 @@ def layer_rows(result: RunResult) -> list[LayerRow]:
                 worst_row=f"{number(fit.worst_row)} at token {fit.row}",
                 tokens=f"{fit.used}" + (f" (+{fit.left_out} left out)" if fit.left_out else ""),
                 router="" if router is None else f"{100 * router.isolated:.4g} %" + _propagated(router.propagated),
+                kl=number(kl.get(fit.layer)) if fit.plan == "whole" else "",
                 words=describe(fit, result.facts, limits),
             )
         )

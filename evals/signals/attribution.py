@@ -158,14 +158,19 @@ def _comparable(reference: LayerCapture, candidate: LayerCapture) -> tuple[npt.N
 
 
 def _least_squares(parts: Sequence[Float64], y: Float64) -> tuple[Float64, Float64]:
-    """Weights of the parts and their standard errors, elements taken as independent."""
+    """Weights of the parts and their standard errors: the larger of those with independent elements, and those with
+    independent tokens (the sandwich of clustered errors), for what rounds one value of a token moves all its outputs.
+    """
     gram = np.array([[np.vdot(one, two) for two in parts] for one in parts])
     right = np.array([np.vdot(part, y) for part in parts])
     inverse = np.linalg.pinv(gram)
     weights = inverse @ right
     rest = y - sum(weight * part for weight, part in zip(weights, parts, strict=True))
     variance = float(np.vdot(rest, rest)) / max(1, y.size - len(parts))
-    return weights, np.sqrt(np.maximum(np.diag(inverse), 0.0) * variance)
+    tokens = len(y)
+    scores = np.stack([(part * rest).sum(axis=1) for part in parts], axis=1)
+    clustered = inverse @ (scores.T @ scores) @ inverse * (tokens / max(1, tokens - 1))
+    return weights, np.sqrt(np.maximum(np.diag(inverse) * variance, np.maximum(np.diag(clustered), 0.0)))
 
 
 def _factor_error(fit: LayerFit) -> float:

@@ -22,7 +22,7 @@ class LayerAgreement:
 
     propagated: the same on each arm's own hidden states, all tokens, None where it was not measured. ties: tokens left
     out. tokens: those that counted. weight_error: max |w_cand - w_ref| / max w_ref over tokens with equal experts,
-    None where weights are hidden.
+    None where weights are hidden. inferred: whether the choice was read from the output.
     """
 
     layer: int
@@ -31,6 +31,7 @@ class LayerAgreement:
     ties: int
     tokens: int
     weight_error: float | None
+    inferred: bool = False
 
 
 def agreement(
@@ -43,6 +44,7 @@ def agreement(
         raise HarnessError(f"layer {reference.layer}: ids of {reference.topk_ids.shape} and {replayed.topk_ids.shape}.")
     share = _share(reference.topk_ids, replayed.topk_ids)
     clear = np.ones(len(share), np.bool_) if reference.choice_gap is None else reference.choice_gap > TIE_GAP
+    clear = clear if replayed.choice_seen is None else clear & replayed.choice_seen
     propagated = None
     if own is not None and own.topk_ids is not None and own.topk_ids.shape == reference.topk_ids.shape:
         propagated = float(_share(reference.topk_ids, own.topk_ids).mean())
@@ -53,6 +55,7 @@ def agreement(
         ties=int((~clear).sum()),
         tokens=int(clear.sum()),
         weight_error=_weight_error(reference, replayed),
+        inferred=replayed.choice_seen is not None,
     )
 
 
@@ -61,6 +64,8 @@ def router_agreement(layers: Sequence[LayerAgreement], floors: Sequence[LayerAgr
     if not layers:
         return absent(NAME, "the candidate's choice of experts cannot be seen")
     judged = [layer for layer in layers if layer.tokens]
+    if not judged and any(layer.inferred for layer in layers):
+        return absent(NAME, "the candidate's choice of experts cannot be read from its output")
     if not judged:
         return Signal(name=NAME, outcome=Outcome.INCONCLUSIVE, message="every token is a tie of its router's scores")
     least = min((layer.isolated for layer in floors if layer.tokens), default=None)
@@ -68,11 +73,12 @@ def router_agreement(layers: Sequence[LayerAgreement], floors: Sequence[LayerAgr
     worst = min(judged, key=lambda layer: layer.isolated)
     passed = worst.isolated >= limit
     seen = f"{100 * worst.isolated:.4g} % of the chosen experts of layer {worst.layer} are the reference's"
+    read = ", as its output tells" if worst.inferred else ""
     propagated = [layer.propagated for layer in layers if layer.propagated is not None]
     return Signal(
         name=NAME,
         outcome=Outcome.PASS if passed else Outcome.FAIL,
-        message=f"{seen}, on the same hidden states" if not passed else f"at least {seen}",
+        message=(f"{seen}, on the same hidden states" if not passed else f"at least {seen}") + read,
         value=worst.isolated,
         limit=limit,
         floor=least,
