@@ -24,8 +24,8 @@ for kernel in "${kernels[@]}"; do
   run "$name" python3 -m moecheck e2e --task gsm8k --kernel "$kernel" --out "/tmp/$name" ${E2E_OPTIONS:-} &
 done
 if [ "${SETS:-0}" -gt 0 ]; then
-  CUDA_VISIBLE_DEVICES="" run calibrate python3 tools/calibrate_e2e.py --sets "$SETS" --first "${FIRST:-0}" \
-    --jobs "${JOBS:-10}" --seconds $((LIMIT - 8)) --out "$OUT/calibration.jsonl" &
+  CUDA_VISIBLE_DEVICES="" run calibrate python3 tools/calibrate_e2e.py --sets "$SETS" --first "${FIRST:-0}" --bugs 1 \
+    $(printf -- '--model %s ' ${MODELS:-tiny-glm4-moe tiny-qwen3-moe}) --jobs "${JOBS:-10}" --seconds $((LIMIT - 8)) --out "$OUT/calibration.jsonl" &
 fi
 wait
 for kernel in "${kernels[@]}"; do

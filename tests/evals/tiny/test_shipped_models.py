@@ -13,7 +13,7 @@ pytest.importorskip("tokenizers", reason="needs moecheck[e2e]: tokenizers")
 
 from moecheck.evals.tiny.architectures import ARCHITECTURES
 from moecheck.evals.tiny.models import FOLDER, load_model
-from moecheck.evals.tiny.text import TOKENIZER
+from moecheck.evals.tiny.text import TOKENIZER, as_prompt
 from moecheck.evals.tiny.weights import WEIGHTS
 from moecheck.evals.train.card import bias_deviations
 from moecheck.evals.train.recorded import DIGITS, RECORDED, outputs
@@ -77,3 +77,21 @@ def test_the_reference_path_computes_what_was_recorded(name: str) -> None:
         difference = np.asarray(one["gold_logprobs"]) - np.asarray(again["gold_logprobs"])
         assert np.abs(difference).max() <= bound
     assert same >= len(recorded) - 1
+
+
+@shipped
+@pytest.mark.filterwarnings("ignore")  # of transformers' own
+def test_transformers_gives_the_recorded_answers(name: str) -> None:
+    """Token by token, from the same folder."""
+    transformers = pytest.importorskip("transformers", reason="needs moecheck[e2e]: transformers")
+    import torch
+
+    folder = FOLDER / name
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    recorded = json.loads((folder / RECORDED).read_text(encoding="utf-8"))
+    for one in sorted(recorded, key=lambda one: len(one["greedy"]))[:3]:
+        prompt = tokenizer(as_prompt(one["question"]), return_tensors="pt").input_ids
+        with torch.inference_mode():
+            out = model.generate(prompt, max_new_tokens=len(one["greedy"]), do_sample=False)
+        assert out[0, prompt.shape[1] :].tolist() == one["greedy"]
