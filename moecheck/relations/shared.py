@@ -21,6 +21,8 @@ def has_a_shared_expert(subject: Subject) -> str | None:
         return "has shared experts of another kind than the routed ones"
     if case.spec.routing.num_fused_shared_experts or case.spec.routing.num_zero_experts:
         return "has shared or identity experts among the routed ones"
+    if {"shared_w13", "shared_w2"} & set(subject.declaration.required):
+        return "has no layer without shared experts"
     return "implements fixed semantics" if subject.declaration.specs else None
 
 

@@ -38,6 +38,7 @@ def run_trials(target: Target, case: Case, device: Device | None = None) -> dict
     """Name of each trial -> its outputs, or the sentence why there are none. device: the CUDA device for None."""
     function, declaration = loaded(target)
     inputs = given_inputs(case)
+    device = device or CudaDevice()
     found: dict[str, Tried] = {}
     for name, trial in TRIALS.items():
         arguments = native_arguments(declaration, case, inputs)
@@ -49,7 +50,7 @@ def run_trials(target: Target, case: Case, device: Device | None = None) -> dict
         }
         try:
             with poisoned_allocations():
-                result = trial(device or CudaDevice(), _with_out(function), arguments, others)
+                result = trial(device, _with_out(function), arguments, others)
             found[name] = _outputs(case, result, declaration)
         except Unsupported as error:
             found[name] = str(error)

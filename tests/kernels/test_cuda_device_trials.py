@@ -44,7 +44,7 @@ def waits(x, row_map):
     [
         ("honest", set()),
         ("keeps_the_first_map", {"graph_replay"}),
-        ("on_the_default_stream", {"side_stream", "busy_default_stream"}),
+        ("on_the_default_stream", {"side_stream", "busy_default_stream", "graph_replay"}),
         ("waits", set()),
     ],
 )

@@ -7,8 +7,9 @@ import pytest
 
 from moecheck.cases import Case
 from moecheck.checks.finding import Verdict
+from moecheck.kernel import describe
 from moecheck.ops import OPS
-from moecheck.relations.relation import Inputs, Outputs, relations
+from moecheck.relations.relation import Inputs, Outputs, Subject, relations
 from moecheck.spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec
 from tests.relations.trial import Kernel, honest, judged, missing
 from tests.relations.wrong_kernels import (
@@ -277,3 +278,15 @@ def test_a_further_call_of_the_wrong_shape_is_proven_wrong() -> None:
 )
 def test_a_relation_knows_where_it_does_not_hold(name: str, case: Case, reason: str) -> None:
     assert (missing(name, case) or "").startswith(reason)
+
+
+def test_a_kernel_that_needs_shared_experts_is_not_called_without_them() -> None:
+    """The relation's further call has none."""
+
+    def layer(*, hidden_states, router_logits, w13, w2, shared_w13, shared_w2, spec):  # type: ignore[no-untyped-def]
+        raise AssertionError("it is not called")
+
+    case = case_of("moe_layer", SHARED, shared_intermediate_size=64)
+    assert missing("shared_slot", case) is None
+    subject = Subject(declaration=describe(layer, op="moe_layer", backend="numpy"), case=case)
+    assert relations()["shared_slot"].missing(subject) == "has no layer without shared experts"

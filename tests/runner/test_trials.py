@@ -16,7 +16,7 @@ from moecheck.kernel import Declaration, describe
 from moecheck.ops import OPS
 from moecheck.runner.cuda_graph import NotCapturable
 from moecheck.runner.launches import distinct, launches
-from moecheck.runner.on_device import LAWS, TRIALS, other_values
+from moecheck.runner.on_device import BETWEEN, LAWS, TRIALS, CudaDevice, other_values
 from moecheck.runner.plan import Plan
 from moecheck.runner.target import Target
 from moecheck.runner.trials import HELD, Tried, judge_trials, triable
@@ -262,3 +262,19 @@ def test_launched_names_are_short_and_distinct() -> None:
     """Without copies and arguments."""
     names = ["void gemm<float, 3>(float*, int)", "Memcpy DtoD (Device -> Device)", "gate_up_kernel", "gate_up_kernel"]
     assert distinct(iter(names)) == ["gemm<float, 3>", "gate_up_kernel"]
+
+
+def test_copies_have_places_of_their_own() -> None:
+    """Of equal shapes, strides and values; where no tensor of PyTorch's begins; none takes another's place."""
+    torch = pytest.importorskip("torch")
+    device = CudaDevice()
+    wide = torch.arange(80, dtype=torch.float32).view(5, 16)
+    arrays = [wide, wide[:, :7], wide.t(), wide[:, :0], wide.sum(), wide.to(torch.float8_e4m3fn), wide.to(torch.int32)]
+    copies = [device.copy(array) for array in arrays]
+    for array, copy in zip(arrays, copies, strict=True):
+        assert (copy.shape, copy.stride(), copy.dtype) == (array.shape, array.stride(), array.dtype)
+        assert torch.equal(copy.float(), array.float())
+        assert copy.storage_offset() * copy.element_size() == BETWEEN
+    addresses = [copy.untyped_storage().data_ptr() for copy in copies]
+    del copies
+    assert device.copy(wide).untyped_storage().data_ptr() not in addresses
