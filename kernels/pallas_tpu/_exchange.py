@@ -50,20 +50,33 @@ def rows_of_expert(plan: Plan, at: Scratch, rank: jax.Array, expert: jax.Array) 
     return _rows_before(plan, at, plan.num_ranks, rank * plan.local + expert)
 
 
-def scatter(plan: Plan, given: Inputs, made: Outputs, at: Scratch, rank: jax.Array, count: jax.Array) -> jax.Array:
-    """Start to send each of this rank's tokens to its experts; returns how many rows go to other ranks."""
+def scatter(
+    plan: Plan, given: Inputs, made: Outputs, at: Scratch, rank: jax.Array, count: jax.Array, expert: jax.Array
+) -> None:
+    """Start to send this rank's tokens to one local expert of every rank: one copy for each of their slots there."""
+    half = jax.lax.rem(expert, 2)
 
-    def send(token: jax.Array, away: jax.Array) -> jax.Array:
+    @pl.loop(0, count)
+    def _(token: jax.Array) -> None:
         for slot in range(plan.top_k):
             place = at.places_s[token, slot]
-            to, expert = place // plan.local, jax.lax.rem(place, plan.local)
-            row = _rows_before(plan, at, rank, place) + at.positions_s[token, slot]
-            source, target = given.x.at[token], made.inbox.at[expert, row]
-            _copy(source, target, at.sem_scattered, at.sem_arrived.at[expert], rank=rank, to=to)
-            away += jnp.where(to == rank, 0, 1)
-        return away
 
-    return jax.lax.fori_loop(0, count, send, jnp.int32(0))
+            @pl.when(jax.lax.rem(place, plan.local) == expert)
+            def _(slot: int = slot, place: jax.Array = place) -> None:
+                row = _rows_before(plan, at, rank, place) + at.positions_s[token, slot]
+                source, target = given.x.at[token], made.inbox.at[half, row]
+                to = place // plan.local
+                _copy(source, target, at.sem_scattered, at.sem_arrived.at[half], rank=rank, to=to)
+
+
+def wait_for_scattered(plan: Plan, given: Inputs, at: Scratch, rank: jax.Array, expert: jax.Array) -> None:
+    """Wait until as many of this rank's tokens have left as it has for one local expert of every other rank."""
+
+    @pl.loop(0, plan.num_ranks)
+    def _(to: jax.Array) -> None:
+        @pl.when(to != rank)
+        def _() -> None:
+            wait_for_rows(given.x.at[0], at.sem_scattered, at.counts_s[0, to * plan.local + expert])
 
 
 def send_back(plan: Plan, made: Outputs, at: Scratch, rank: jax.Array, expert: jax.Array) -> None:
@@ -76,27 +89,27 @@ def send_back(plan: Plan, made: Outputs, at: Scratch, rank: jax.Array, expert: j
 
         @pl.when(size > 0)
         def _() -> None:
-            source = made.outbox.at[expert, pl.ds(_rows_before(plan, at, to, place), size)]
+            source = made.outbox.at[jax.lax.rem(expert, 2), pl.ds(_rows_before(plan, at, to, place), size)]
             target = made.returned.at[place, pl.ds(0, size)]
             _copy(source, target, at.sem_sent_back, at.sem_returned.at[place], rank=rank, to=to)
 
 
-def wait_for_returned(plan: Plan, made: Outputs, at: Scratch) -> None:
-    """Wait until every row of this rank's tokens is back."""
+def wait_for_returned(plan: Plan, made: Outputs, at: Scratch, rank: jax.Array) -> None:
+    """Wait until every row of this rank's tokens is back from other ranks; its own experts' are here already."""
 
     @pl.loop(0, plan.places)
     def _(place: jax.Array) -> None:
-        wait_for_rows(made.returned.at[0, 0], at.sem_returned.at[place], at.counts_s[0, place])
+        @pl.when(place // plan.local != rank)
+        def _() -> None:
+            wait_for_rows(made.returned.at[0, 0], at.sem_returned.at[place], at.counts_s[0, place])
 
 
-def wait_for_sent_back(plan: Plan, made: Outputs, at: Scratch, rank: jax.Array) -> None:
-    """Wait until the rows for other ranks have left."""
-
-    @pl.loop(0, plan.local)
-    def _(expert: jax.Array) -> None:
-        place = rank * plan.local + expert
-        own = at.all_counts_s[rank, 0, place]
-        wait_for_rows(made.outbox.at[0, 0], at.sem_sent_back, rows_of_expert(plan, at, rank, expert) - own)
+def wait_for_sent_back(plan: Plan, made: Outputs, at: Scratch, rank: jax.Array, expert: jax.Array) -> None:
+    """Wait until a local expert's rows have left, those for other ranks and those that stay here."""
+    place = rank * plan.local + expert
+    own = at.all_counts_s[rank, 0, place]
+    wait_for_rows(made.outbox.at[0, 0], at.sem_sent_back, rows_of_expert(plan, at, rank, expert) - own)
+    wait_for_rows(made.returned.at[0, 0], at.sem_returned.at[place], own)
 
 
 def wait_for_rows(row: Ref, semaphore: Ref, count: jax.Array) -> None:

@@ -21,16 +21,16 @@ def compute_expert(
     arrived: how many rows there are. The last tile of rows has some that nobody sent, and nobody reads what becomes of
     them.
     """
-    rows = plan.blocks.rows
+    rows, half = plan.blocks.rows, jax.lax.rem(expert, 2)
     tiles = pl.cdiv(arrived, rows)
 
     def fetch(tile: jax.Array) -> pltpu.AsyncCopyDescriptor:
         slot = jax.lax.rem(tile, 2)
-        return pltpu.make_async_copy(made.inbox.at[expert, pl.ds(tile * rows, rows)], at.x.at[slot], at.sem_x.at[slot])
+        return pltpu.make_async_copy(made.inbox.at[half, pl.ds(tile * rows, rows)], at.x.at[slot], at.sem_x.at[slot])
 
     def store(tile: jax.Array) -> pltpu.AsyncCopyDescriptor:
         slot = jax.lax.rem(tile, 2)
-        return pltpu.make_async_copy(at.y.at[slot], made.outbox.at[expert, pl.ds(tile * rows, rows)], at.sem_y.at[slot])
+        return pltpu.make_async_copy(at.y.at[slot], made.outbox.at[half, pl.ds(tile * rows, rows)], at.sem_y.at[slot])
 
     @pl.when(tiles > 0)
     def _() -> None:

@@ -16,6 +16,7 @@ from ._exchange import (
     share_counts,
     wait_for_returned,
     wait_for_rows,
+    wait_for_scattered,
     wait_for_sent_back,
 )
 from ._feed_forward import compute_expert
@@ -29,19 +30,24 @@ def fused_kernel(plan: Plan, given: Inputs, made: Outputs, at: Scratch) -> None:
     route(plan, given, at, count)
     number_slots(plan, given, at, rank, count)
     share_counts(plan, at, rank)
-    away = scatter(plan, given, made, at, rank, count)
+    scatter(plan, given, made, at, rank, count, jnp.int32(0))
 
     @pl.loop(0, plan.local)
     def _(expert: jax.Array) -> None:
+        @pl.when(expert + 1 < plan.local)
+        def _() -> None:
+            scatter(plan, given, made, at, rank, count, expert + 1)
+
         arrived = rows_of_expert(plan, at, rank, expert)
-        wait_for_rows(made.inbox.at[0, 0], at.sem_arrived.at[expert], arrived)
+        wait_for_rows(made.inbox.at[0, 0], at.sem_arrived.at[jax.lax.rem(expert, 2)], arrived)
         compute_expert(plan, given, made, at, expert, arrived)
         send_back(plan, made, at, rank, expert)
+        wait_for_scattered(plan, given, at, rank, expert)
+        wait_for_sent_back(plan, made, at, rank, expert)
+        meet(plan)  # this half of the inboxes is free on every rank before the next expert but one is scattered
 
-    wait_for_returned(plan, made, at)
+    wait_for_returned(plan, made, at, rank)
     add_up(plan, made, at, count)
-    wait_for_rows(given.x.at[0], at.sem_scattered, away)
-    wait_for_sent_back(plan, made, at, rank)
 
 
 def route(plan: Plan, given: Inputs, at: Scratch, count: jax.Array) -> None:

@@ -73,8 +73,9 @@ class Inputs(NamedTuple):
 class Outputs(NamedTuple):
     """out: [T, H]. The others are room that other ranks write into or read from.
 
-    inbox: [L, capacity, H], the rows that came for each local expert, rank after rank. outbox: the same rows after the
-    expert. returned: [places, T, H], what experts made of this rank's tokens.
+    inbox: [2, capacity, H], the rows that came for a local expert, rank after rank, those of experts 0, 2, ... in the
+    first half. outbox: the same rows after the expert. returned: [places, T, H], what experts made of this rank's
+    tokens.
     """
 
     out: Ref
@@ -128,7 +129,7 @@ class Scratch(NamedTuple):
 
 def output_shapes(plan: Plan) -> Outputs:
     dtype = jnp.dtype(plan.dtype)
-    buffer = jax.ShapeDtypeStruct((plan.local, plan.capacity, plan.hidden), dtype)
+    buffer = jax.ShapeDtypeStruct((2, plan.capacity, plan.hidden), dtype)
     return Outputs(
         out=jax.ShapeDtypeStruct((plan.tokens, plan.hidden), dtype),
         inbox=buffer,
@@ -167,7 +168,7 @@ def scratch_shapes(plan: Plan, weights: Any) -> Scratch:
         sem_counts=dma((P,)),
         sem_counts_sent=dma(()),
         sem_scattered=dma(()),
-        sem_arrived=dma((plan.local,)),
+        sem_arrived=dma((2,)),
         sem_x=dma((2,)),
         sem_w13=dma((2,)),
         sem_w2=dma((2,)),
