@@ -60,10 +60,10 @@ class Browser:
         return self._call(method, session=self._session, **parameters)
 
     def open(self, path: Path, fragment: str = "") -> None:
-        """Load a page from disk and wait until it has loaded."""
+        """Load a page from disk and wait until it has loaded; another place of the same page is not loaded again."""
         self._loaded = False
-        self.call("Page.navigate", url=path.resolve().as_uri() + fragment)
-        self.wait()
+        if "loaderId" in self.call("Page.navigate", url=path.resolve().as_uri() + fragment):
+            self.wait()
 
     def wait(self) -> None:
         """Until the page that is being loaded has loaded."""

@@ -12,6 +12,7 @@ from moecheck.report.runs import find_runs
 from moecheck.report.site import build_site
 from tests.report.browser import Browser, find_chromium
 from tests.report.nights import HOSTILE, kernel_names, write_nights
+from tests.report.other_runs import write_bench_run, write_e2e_run, write_mutants_run
 
 PROGRAM = find_chromium()
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium, and none is installed")
@@ -25,6 +26,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = [*kernel_names(4), *HOSTILE]
     bad = [(2, index) for index in range(4, len(names))]
     write_nights(parent, nights=3, names=names, broken=[(2, 1), (1, 0), *bad], hostile=True)
+    write_e2e_run(parent / "e2e")
+    write_bench_run(parent / "bench")
+    write_mutants_run(parent / "mutants")
     runs, notes = find_runs([parent])
     assert notes == []
     build_site(parent / "site", runs, title=HOSTILE[0])
