@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from .errors import CaseError, MoecheckError, SpecError, check_known, near
 from .formats import FORMATS
+from .json_text import loads
 from .ops import OPS
 from .spec import LATER, MoESpec, identity
 
@@ -27,9 +28,10 @@ STRATA = {
     "outlier": "a few hidden channels 50 times larger, as trained models have them, and a few tokens 64 times",
     "one_hot": "one-hot tokens and identity matrices: the output is the activation, read value by value",
     "zero_rows": "tokens that are entirely zero among others that are not",
+    "quantiser": "ties of fp8 codes, and tokens next to nothing: which arithmetic a quantiser of activations has",
 }
 # Those whose values survive in few bits.
-QUANTISED_STRATA = ("random", "positive", "outlier", "zero_rows")
+QUANTISED_STRATA = ("random", "positive", "outlier", "zero_rows", "quantiser")
 # Those of whose tokens the reference may compute some only.
 SAMPLED_OPS = ("fused_experts", "moe_layer", "expert_parallel_moe", "unpermute")
 QUANTISED_OPS = ("fused_experts", "expert_parallel_moe")
@@ -265,10 +267,10 @@ def read_case(path: Path) -> tuple[Case, dict[str, Any]]:
     Raises CaseError for a file that is missing, truncated, or not a case.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CaseError(f"Cannot read the case file {path}: {error.strerror}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # no UTF-8, or no JSON
         raise CaseError(f"The case file {path} is not complete JSON ({error}); save the case again.") from error
     if not isinstance(data, dict):
         raise CaseError(f"The case file {path} must hold a JSON object, not {type(data).__name__}.")

@@ -38,6 +38,9 @@ CODES = {
 CARRIES = {"floor": 1.0, "half_up": 1.5, "cutlass": 1.75}
 
 
+NO_EPS = 1e-30  # least amax of a kernel that has none: the largest that no group which is not zero comes near
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantizer:
     """A quantiser of a row of activations: q = round(x / s), s = max(amax, eps) / max_value, used as q s.
@@ -89,7 +92,10 @@ class Quantizer:
         what = f"{name} with the scale that is given" if self.static else f"{name} {where} with {scale}"
         times = ", multiplying by 1 / scale" if self.division == "multiply" else ""
         toward = ", rounded toward zero" if self.rounding == "truncate" else ""
-        return what + (" of amax times 1 / largest" if self.amax == "multiply" else "") + times + toward
+        least = "" if self.eps == Quantizer().eps else f", amax at least {self.eps:.3g}"
+        if self.eps <= NO_EPS:
+            least = ", amax as it is"
+        return what + (" of amax times 1 / largest" if self.amax == "multiply" else "") + least + times + toward
 
 
 _WORDS = {

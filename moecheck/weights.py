@@ -10,6 +10,7 @@ from .errors import CaseError
 from .formats import AnyArray, Float64, store, to_float64
 from .gate_up import gate_up_rows
 from .probes import gates_of_expert
+from .quantiser_rows import quantiser_rows
 from .routing_inputs import weight_norm
 from .spec import ExpertSpec
 
@@ -35,6 +36,8 @@ def hidden_states(case: Case) -> AnyArray:
         x = np.zeros((T, H))
         x[np.arange(T), (np.arange(T) // case.num_experts) % H] = 1.0
         return store(x, case.dtype)
+    if case.stratum == "quantiser":
+        return store(quantiser_rows(case), case.dtype)
     if case.stratum == "random":
         return draw.normals((case.key, "hidden_states"), (T, H), scale=1.0, dtype=case.dtype)
     table = draw.normal_table_float64(1.0, case.dtype)

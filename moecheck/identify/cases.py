@@ -17,10 +17,11 @@ FIRST_DTYPES = ("bf16", "fp16", "fp32")
 
 
 def identification_cases(declaration: Declaration) -> tuple[Case, ...]:
-    """Two to four small cases that a kernel can take and whose outputs tell contracts apart; () for other ops.
+    """Two to five small cases that a kernel can take and whose outputs tell contracts apart; () for other ops.
 
     One case for each format, a second one where there is only one; top_k of at least 3 unless the specs say otherwise,
-    so that slot order differs from expert order; and one with biases where the kernel takes them.
+    so that slot order differs from expert order; one with biases where the kernel takes them; and one that tells
+    quantisers apart for kernels that declare some.
     """
     if declaration.op not in IDENTIFIED_OPS:
         return ()
@@ -36,6 +37,9 @@ def identification_cases(declaration: Declaration) -> tuple[Case, ...]:
         drawn.append((specs[0], dtypes[0], 1))
     drawn += [(spec, dtypes[0], 0) for spec in specs[1:2]]
     cases = [_case(declaration.op, spec, dtype, seed) for spec, dtype, seed in drawn]
+    if declaration.op == "fused_experts" and _requantises(declaration):
+        reason = "small, with ties of fp8 codes and tokens next to nothing: the arithmetic of a quantiser"
+        cases.append(replace(cases[0], num_tokens=8, stratum="quantiser", name="contract-quantiser", reason=reason))
     return tuple(case for case in cases if lacking(declaration, case) is None)
 
 
@@ -52,6 +56,11 @@ def _specs(declaration: Declaration) -> tuple[MoESpec, ...]:
     if declaration.op == "grouped_gemm" and "bias" in declaration.arguments:
         return MoESpec(routing=routing), MoESpec(routing=routing, experts=BIASED)
     return (MoESpec(routing=routing),)
+
+
+def _requantises(declaration: Declaration) -> bool:
+    quantisers = declaration.numerics and (declaration.numerics.a1_quant, declaration.numerics.a2_quant)
+    return any(one is not None and not one.static for one in quantisers or ())
 
 
 def _case(op: str, spec: MoESpec, dtype: str, seed: int) -> Case:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import product
 
 from moecheck.numerics import INPUT, QUANTISERS, Numerics
-from moecheck.quantizer import CODES, Quantizer, ScaleFormat
+from moecheck.quantizer import CODES, NO_EPS, Quantizer, ScaleFormat
 
 FORMATS = ("fp8_e4m3fn", "fp8_e5m2", "int8")  # tried first; others are neighbours of these
 GROUPS = (0, 128, 64)
@@ -14,6 +14,8 @@ COMMONEST = (128, 0, 64, 32)
 MICRO = ("fp4_e2m1", "fp8_e4m3fn")
 EXPONENTS: tuple[ScaleFormat, ...] = ("power_of_two", "floor", "cutlass", "half_up")
 SCALES: tuple[ScaleFormat, ...] = ("float", "power_of_two")
+# Least amaxes: of vLLM and SGLang, DeepGEMM, torchao, vLLM's scales by rows, and none.
+EPSILONS = (1e-10, 1e-4, 1e-12, 1.0 / 512.0, NO_EPS)
 # What decides the bits that a quantiser is given; a wrong store behind it leaves most of the output's bits as they are.
 BEFORE = ("gate_up", "act", "act_times_up")
 
@@ -37,13 +39,16 @@ def requantising(*, static: bool = False, microscaling: bool = False) -> list[Nu
     return found
 
 
-def quantiser_neighbours(numerics: Numerics) -> list[Numerics]:
-    """Contracts that differ from `numerics` in one property of its quantisers, or in which GEMM has one."""
+def quantiser_neighbours(numerics: Numerics, *, tiny: bool) -> list[Numerics]:
+    """Contracts that differ from `numerics` in one property of its quantisers, or in which GEMM has one.
+
+    tiny: whether there are rows in which a least amax matters.
+    """
     some = numerics.a2_quant or numerics.a1_quant
     if some is None:
         return []
     found = [replace(numerics, a1_quant=a1, a2_quant=a2) for a1 in (None, some) for a2 in (None, some)]
-    for quantizer in _neighbours(some):
+    for quantizer in _neighbours(some, tiny=tiny):
         for names in (QUANTISERS, *((name,) for name in QUANTISERS)):
             changes = {name: quantizer for name in names if getattr(numerics, name) is not None}
             found.append(replace(numerics, **changes))  # type: ignore[arg-type]  # fields that hold quantisers
@@ -60,6 +65,7 @@ def rarity(numerics: Numerics) -> tuple[int, ...]:
             int(q.scale != "float"),
             int(q.division != "divide"),
             int(q.amax != "divide"),
+            EPSILONS.index(q.eps) if q.eps in EPSILONS else len(EPSILONS),
         )
         for q in (a1, a2)
         if q
@@ -67,7 +73,7 @@ def rarity(numerics: Numerics) -> tuple[int, ...]:
     return (int(a1 != a2), *(sum(rank) for rank in zip(*ranks, strict=True)))
 
 
-def _neighbours(quantizer: Quantizer) -> list[Quantizer]:
+def _neighbours(quantizer: Quantizer, *, tiny: bool) -> list[Quantizer]:
     divisions = [replace(quantizer, division="divide"), replace(quantizer, division="multiply")]
     found = [replace(quantizer, format=name) for name in CODES]
     if quantizer.static:
@@ -77,4 +83,5 @@ def _neighbours(quantizer: Quantizer) -> list[Quantizer]:
     found += [replace(quantizer, scale=scale) for scale in scales]
     found += [replace(quantizer, rounding="truncate"), replace(quantizer, rounding="nearest")]
     found += [replace(quantizer, amax="divide"), replace(quantizer, amax="multiply")]
+    found += [replace(quantizer, eps=eps) for eps in EPSILONS] if tiny else []
     return [*found, *divisions]
