@@ -52,10 +52,10 @@ def epmoe(
     experts = placed(w13, w2, w13_bias, w2_bias, expert_placement)
     token, valid = tokens_of_ranks(len(hidden_states), num_ranks, rank_tokens)
     out = _compiled(_exchanged, mesh, spec, SHARDED)(
-        hidden_states.at[token].get(mode="fill", fill_value=0),
-        router_logits.at[token].get(mode="fill", fill_value=0),
+        _and_zeros(hidden_states)[token],
+        _and_zeros(router_logits)[token],
         valid,
-        jnp.where(valid, token, 0),
+        token,
         experts,
         correction_bias,
         physical_of(expert_placement, router_logits.shape[1]),
@@ -92,16 +92,21 @@ def epmoe_psum(
     experts = placed(w13, w2, w13_bias, w2_bias, expert_placement)
     tokens = len(hidden_states)
     out = _compiled(_reduced, mesh, spec, REPLICATED)(
-        hidden_states,
-        router_logits,
-        jnp.ones(tokens, bool),
-        jnp.arange(tokens),
+        _and_zeros(hidden_states),
+        _and_zeros(router_logits),
+        jnp.arange(tokens + 1) < tokens,
+        jnp.arange(tokens + 1),
         experts,
         correction_bias,
         physical_of(expert_placement, router_logits.shape[1]),
     )
-    own: jax.Array = jax.device_put(out, jax.devices()[0])
+    own: jax.Array = jax.device_put(out, jax.devices()[0])[:tokens]
     return own
+
+
+def _and_zeros(rows: jax.Array) -> jax.Array:
+    """The rows of the tokens, and one of zeros for a place that has none: a rank computes on one row at least."""
+    return jnp.pad(rows, ((0, 1), (0, 0)))
 
 
 Body = Callable[..., jax.Array]

@@ -1,4 +1,4 @@
-"""Pallas kernels of other projects where their device is not: in an interpreter, with its race detector on."""
+"""Pallas kernels of other projects where their device is not: interpreters, with race detection."""
 
 from __future__ import annotations
 
@@ -7,17 +7,9 @@ from importlib import import_module
 from typing import Any
 
 import jax
-from jax._src import config
-from jax.experimental.pallas import tpu as pltpu
 
 import moecheck
 
-# DMAs run as late as they may, the newest first; fresh memory is NaN. With the default size of its clocks the
-# detector misses races (jax 0.10 and 0.11).
-TPU_PARAMETERS = pltpu.InterpretParams(
-    dma_execution_mode="on_wait", detect_races=True, uninitialized_memory="nan", vector_clock_size=64
-)
-_TPU = "jax._src.pallas.mosaic.interpret.interpret_pallas_call"
 _GPU = "jax._src.pallas.mosaic_gpu.interpret"
 
 
@@ -25,22 +17,17 @@ class RaceFound(Exception):
     """The interpreter saw two accesses to the same memory that nothing orders."""
 
 
-def on_tpu(call: Callable[[], Any]) -> Any:
-    """What `call` returns, its one Pallas TPU kernel run by the interpreter; raises RaceFound where that races.
-
-    Nothing changes on a TPU, or where an interpreter is in force already: whoever chose it looks for races.
-    """
+def require_tpu() -> None:
+    """Raise Unsupported beside a GPU: what interprets Pallas TPU kernels simulates devices on a CPU."""
     if jax.default_backend() == "gpu":
         raise moecheck.Unsupported("Pallas' TPU interpreter simulates on a CPU: set JAX_PLATFORMS=cpu")
-    if jax.default_backend() == "tpu" or config.pallas_tpu_interpret_mode_context_manager.value is not None:
-        return call()
-    state = import_module(_TPU)
-    with pltpu.force_tpu_interpret_mode(TPU_PARAMETERS):
-        return _watched(call, lambda: state.races, pltpu.reset_tpu_interpret_mode_state)
 
 
 def on_gpu(call: Callable[[], Any]) -> Any:
-    """The same for a kernel of Pallas' Mosaic GPU on a machine without a GPU."""
+    """What `call` returns; without a GPU its one Mosaic GPU kernel runs in the interpreter.
+
+    Raises RaceFound where that reports a race.
+    """
     if jax.default_backend() == "gpu":
         return call()
     # Exported by jax.experimental.pallas.mosaic_gpu from 0.11 on only.
