@@ -19,6 +19,7 @@ from moecheck.cli.mutants import mutants
 from moecheck.cli.new_kernel import new_kernel
 from moecheck.cli.nightly import nightly
 from moecheck.cli.replay import replay
+from moecheck.cli.report import report
 from moecheck.cli.tune import tune_command
 from moecheck.errors import HarnessError, MoecheckError, near
 
@@ -59,6 +60,7 @@ for command in (
     history,
     audit_command,
     replay,
+    report,
     list_all,
     doctor,
     new_kernel,
