@@ -98,7 +98,7 @@ def _limit(candidate: TextAgreement, floors: Sequence[TextAgreement], usual: flo
         if floor.n and candidate.n:
             rate = (floor.same + 1) / (floor.n + 2)
             sigma = math.sqrt(rate * (1 - rate) * (1 / floor.n + 1 / candidate.n))
-            limits.append(floor.rate - SIGMAS * sigma)
+            limits.append(max(0.0, floor.rate - SIGMAS * sigma))
     return min(limits) if limits else None
 
 
