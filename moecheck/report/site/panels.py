@@ -53,7 +53,7 @@ def trends(points: Sequence[Point], part: str) -> list[Trend]:
     found = []
     for key, members in series(points).items():
         newest = tuple(members[-NEWEST:])
-        words = " · ".join(part for part in key if part) or "unknown machine"
+        words = " · ".join(word for word in key if word) or "unknown machine"
         found.append(Trend(words=words, points=newest, panels=_panels(newest, part)))
     return sorted(found, key=lambda trend: trend.points[-1].started, reverse=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,12 @@ def points_of_history(path: Path) -> list[Point]:
             part=row["part"],
             subject=row["subject"],
             verdict=Verdict(row["verdict"]),
-            op=row["op"] or "",
-            device=row["device"] or "",
-            machine=row["machine"] or "",
-            profile=profiles.get(row["run"]) or "",
+            op=_text(row["op"]),
+            device=_text(row["device"]),
+            machine=_text(row["machine"]),
+            profile=_text(profiles.get(row["run"])),
             tally=f"{row['passed']}/{row['judged']}" if row["part"] == "kernels" else "",
-            message=row["message"] or "",
+            message=_text(row["message"]),
             values=values.get((row["run"], row["subject"], row["device"]), {}),
         )
         for row in results
@@ -91,10 +91,16 @@ def points_of_history(path: Path) -> list[Point]:
 
 
 def merged(history: Sequence[Point], runs: Sequence[Point]) -> list[Point]:
-    """Points of both, those of a run that is in both as its folder has them; oldest first."""
-    known = {point.run for point in runs}
-    points = [*(point for point in history if point.run not in known), *runs]
-    return sorted(points, key=lambda point: (point.started, point.run))
+    """Points of both, oldest first; those of a run that is in both as its folder has them, on the history's machine.
+
+    A night knows its accelerators, and the folder of a run only the processor.
+    """
+    machines = {point.run: point.machine for point in history}
+    here = [replace(point, machine=machines.get(point.run, point.machine)) for point in runs]
+    known = {point.run for point in here}
+    return sorted(
+        [*(point for point in history if point.run not in known), *here], key=lambda point: (point.started, point.run)
+    )
 
 
 def by_subject(points: Iterable[Point], part: str) -> dict[str, list[Point]]:
@@ -112,6 +118,11 @@ def series(points: Sequence[Point]) -> dict[tuple[str, str, str], list[Point]]:
     for point in points:
         found.setdefault((point.device, point.machine, point.profile), []).append(point)
     return found
+
+
+def _text(value: object) -> str:
+    """A text of a frame, in which NULL is NaN."""
+    return value if isinstance(value, str) else ""
 
 
 def _kernels(run: Run) -> Iterator[Point]:
