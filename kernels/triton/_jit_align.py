@@ -66,6 +66,22 @@ def rank_in_chunk(chosen, CHUNK: tl.constexpr):
     return tl.sum(same_before.to(tl.int32), axis=1)
 
 
+@triton.jit
+def rank_by_parts(
+    ids, expert_map, chosen, start, numel, HAS_MAP: tl.constexpr, BY_LOCAL: tl.constexpr, CHUNK: tl.constexpr,
+    PART: tl.constexpr,
+):  # fmt: skip
+    """As rank_in_chunk, of the chunk from `start`; PART pairs at a time are read again: all are too many registers."""
+    offset = tl.arange(0, CHUNK)
+    rank = tl.zeros((CHUNK,), dtype=tl.int32)
+    for first in range(0, CHUNK, PART):
+        before = first + tl.arange(0, PART)
+        other = experts_of(ids, expert_map, start + before, numel, HAS_MAP, BY_LOCAL)
+        same_before = (chosen[:, None] == other[None, :]) & (before[None, :] < offset[:, None])
+        rank += tl.sum(same_before.to(tl.int32), axis=1)
+    return rank
+
+
 @triton.jit(do_not_specialize=["numel", "length", "num_blocks"])
 def align_few_kernel(
     ids, expert_map, sorted_token_ids, expert_ids, num_tokens_post_padded, starts, inverse,
@@ -170,6 +186,7 @@ def place_kernel(
     ids, expert_map, counts, totals, sorted_token_ids, expert_ids, num_tokens_post_padded, starts, inverse,
     numel, num_experts, length, num_blocks, block_size, chunks,
     HAS_MAP: tl.constexpr, BY_LOCAL: tl.constexpr, PERMUTES: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr,
+    PART: tl.constexpr,
 ):  # fmt: skip
     """The pairs of one chunk, each behind its expert's of the chunks before; then some experts are finished.
 
@@ -184,7 +201,8 @@ def place_kernel(
     chosen = experts_of(ids, expert_map, at, numel, HAS_MAP, BY_LOCAL)
     here = chosen >= 0
     place = tl.load(counts + chosen * chunks + chunk, mask=here, other=0)
-    place += tl.gather(first, tl.where(here, chosen, 0), axis=0) + rank_in_chunk(chosen, CHUNK)
+    place += tl.gather(first, tl.where(here, chosen, 0), axis=0)
+    place += rank_by_parts(ids, expert_map, chosen, chunk * CHUNK, numel, HAS_MAP, BY_LOCAL, CHUNK, PART)
     tl.store(sorted_token_ids + place, at, mask=here)
     if PERMUTES:
         tl.store(inverse + at, tl.where(here, place, -1), mask=at < numel)

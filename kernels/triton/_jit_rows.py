@@ -23,18 +23,21 @@ def gather_rows_kernel(
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def scatter_rows_kernel(
-    x, inverse, out, num_tokens, width, stride_x, stride_out,
+    x, inverse, out, num_tokens, width, column_tiles, stride_x, stride_out,
     TOP_K: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """out[inverse[t, slot]] = x[t], which is read once; a negative index writes nothing."""
-    token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    column = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
+    """out[inverse[t, slot]] = x[t], which is read once; a negative index writes nothing.
+
+    Neighbouring programs write neighbouring columns of the same rows, and nothing that is written is read again here.
+    """
+    token = tl.program_id(0) // column_tiles * BLOCK_T + tl.arange(0, BLOCK_T)
+    column = tl.program_id(0) % column_tiles * BLOCK_W + tl.arange(0, BLOCK_W)
     known, inside = token < num_tokens, (column < width)[None, :]
     values = tl.load(x + token.to(tl.int64)[:, None] * stride_x + column[None, :], mask=known[:, None] & inside)
     for slot in tl.static_range(TOP_K):
         row = tl.load(inverse + token * TOP_K + slot, mask=known, other=-1).to(tl.int64)
         place = out + row[:, None] * stride_out + column[None, :]
-        tl.store(place, values, mask=(row >= 0)[:, None] & inside)
+        tl.store(place, values, mask=(row >= 0)[:, None] & inside, cache_modifier=".cs")
 
 
 @triton.jit(do_not_specialize=["num_tokens"])

@@ -19,7 +19,7 @@ from ._jit_align import (
 FEW, FEW_EXPERTS = 128, 64  # pairs and experts that one program sorts
 LARGEST_CHUNK = 4096
 MANY = 4096  # pairs from which three launches over chunks are faster than one of all pairs for each expert
-CHUNK_OF_MANY = 256
+CHUNK_OF_MANY, PART_OF_CHUNK = 128, 32
 
 
 @moecheck.kernel("align_block_size", backend="triton", name="triton/align_block_size", deterministic=True)
@@ -123,7 +123,7 @@ def _align(
     add_chunks_kernel[(num_experts,)](counts, totals, chunks, BLOCK=min(1024, triton.next_power_of_2(chunks)))
     place_kernel[(chunks,)](
         ids, mapping, counts, totals, sorted_ids, expert_ids, total, starts, inverse, *sizes, chunks,
-        **of_ids, PERMUTES=permutation is not None, CHUNK=CHUNK_OF_MANY,
+        **of_ids, PERMUTES=permutation is not None, CHUNK=CHUNK_OF_MANY, PART=PART_OF_CHUNK, num_warps=8,
     )  # fmt: skip
 
 

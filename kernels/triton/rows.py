@@ -84,8 +84,9 @@ def scatter_rows(x: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
     out = x.new_empty(inverse.numel(), width)
     if out.numel():
         block_t, block_w = tile(len(x), width)
-        scatter_rows_kernel[(triton.cdiv(len(x), block_t), triton.cdiv(width, block_w))](
-            x, inverse, out, len(x), width, x.stride(0), out.stride(0),
+        column_tiles = triton.cdiv(width, block_w)
+        scatter_rows_kernel[(triton.cdiv(len(x), block_t) * column_tiles,)](
+            x, inverse, out, len(x), width, column_tiles, x.stride(0), out.stride(0),
             TOP_K=inverse.shape[1], BLOCK_T=block_t, BLOCK_W=block_w,
         )  # fmt: skip
     return out

@@ -147,7 +147,7 @@ def test_sorting_by_expert() -> None:
         (_jit_align.align_kernel, OF_IDS | {"PERMUTES": False}),
         (_jit_align.count_chunks_kernel, OF_IDS),
         (_jit_align.add_chunks_kernel, {"BLOCK": 32}),
-        (_jit_align.place_kernel, OF_IDS | {"PERMUTES": True}),
+        (_jit_align.place_kernel, OF_IDS | {"PERMUTES": True, "PART": 32}),
         (_jit_align.problem_sizes_kernel, without_map),
     ):
         assert compiled(function, constants).asm["cubin"]
