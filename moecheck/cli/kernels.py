@@ -61,7 +61,7 @@ class Options:
     tokens: str | None = None
     sanitizer: str | None = None
     sweep: bool = False
-    device_trials: bool = False
+    device_trials: bool = True
 
 
 @click.command()
@@ -82,7 +82,9 @@ class Options:
 @click.option(
     "--tokens", metavar="T,...", help="With --model: only its layer in full size, with so many tokens (16,4096)."
 )
-@click.option("--device-trials", is_flag=True, help="On CUDA, also call kernels by graphs and on other streams.")
+@click.option(
+    "--device-trials/--no-device-trials", default=True, help="On CUDA, also by graphs and on other streams [yes]."
+)
 @click.option("--sweep", is_flag=True, help="Only a grid of small cases, and which device kernels they reach.")
 @click.option(
     "--sanitizer",
@@ -375,7 +377,8 @@ def _command(options: Options) -> str:
         value = getattr(options, name)
         if value is not None:
             parts += [f"--{name.replace('_', '-')}", str(value)]
-    parts += [flag for flag, given in (("--sweep", options.sweep), ("--device-trials", options.device_trials)) if given]
+    flags = (("--sweep", options.sweep), ("--no-device-trials", not options.device_trials))
+    parts += [flag for flag, given in flags if given]
     for rule in options.require:
         parts += ["--require", rule]
     for spec in options.kernel:

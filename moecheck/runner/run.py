@@ -65,7 +65,7 @@ class Settings:
     relations: Reach = "few"
     require: Mapping[str, str] = field(default_factory=dict)
     profile: bool = False
-    device_trials: bool = False
+    device_trials: bool = True
 
 
 @dataclass(slots=True, kw_only=True)

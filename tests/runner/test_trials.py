@@ -12,12 +12,14 @@ import pytest
 
 from moecheck.cases import Case
 from moecheck.checks.finding import Judgement, Verdict
+from moecheck.cli.kernels import kernels
 from moecheck.kernel import Declaration, describe
 from moecheck.ops import OPS
 from moecheck.runner.cuda_graph import NotCapturable
 from moecheck.runner.launches import distinct, launches
 from moecheck.runner.on_device import BETWEEN, LAWS, TRIALS, CudaDevice, other_values
 from moecheck.runner.plan import Plan
+from moecheck.runner.run import Settings
 from moecheck.runner.target import Target
 from moecheck.runner.trials import HELD, Tried, judge_trials, triable
 
@@ -278,3 +280,11 @@ def test_copies_have_places_of_their_own() -> None:
     addresses = [copy.untyped_storage().data_ptr() for copy in copies]
     del copies
     assert device.copy(wide).untyped_storage().data_ptr() not in addresses
+
+
+@pytest.mark.parametrize(
+    ("given", "tried"), [([], True), (["--no-device-trials"], False)], ids=["default", "told not to"]
+)
+def test_a_run_tries_kernels_on_a_device_unless_told_not_to(given: list[str], tried: bool) -> None:
+    assert Settings().device_trials
+    assert kernels.make_context("kernels", given).params["device_trials"] is tried
