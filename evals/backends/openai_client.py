@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from moecheck.errors import UsageError
+from moecheck.json_text import loads
+from moecheck.typed import fits
 
 from .records import Timing
 
@@ -98,23 +100,26 @@ class Client:
         start = time.monotonic()
         with urllib.request.urlopen(request, timeout=self._timeout) as response:
             if "text/event-stream" not in response.headers.get("Content-Type", ""):
-                choice = json.loads(response.read())["choices"][0]
+                choice = _choice(loads(response.read()))
                 total = time.monotonic() - start
+                if choice is None:
+                    raise ValueError("an answer without choices")
                 return Completion(
-                    text=choice["text"],
-                    finish=choice.get("finish_reason") or "stop",
-                    logprobs=choice.get("logprobs"),
+                    text=choice["text"] or "",
+                    finish=choice["finish_reason"] or "stop",
+                    logprobs=choice["logprobs"],
                     timing=Timing(first_token=total, total=total),
                 )
             texts, arrivals, finish = [], [], ""
             for event in _events(response):
                 if "error" in event:
                     raise OSError(str(event["error"])[:200])
-                for choice in event.get("choices", [])[:1]:
-                    if choice.get("text"):
+                choice = _choice(event)
+                if choice is not None:
+                    if choice["text"]:
                         texts.append(choice["text"])
                         arrivals.append(time.monotonic() - start)
-                    finish = choice.get("finish_reason") or finish
+                    finish = choice["finish_reason"] or finish
             if not finish:
                 raise OSError("the stream ended before the answer did")
         total = time.monotonic() - start
@@ -123,7 +128,7 @@ class Client:
 
     def _get(self, path: str) -> Any:
         with urllib.request.urlopen(f"{self.base}{path}", timeout=min(self._timeout, 10.0)) as response:
-            return json.loads(response.read())
+            return loads(response.read())
 
 
 def _events(response: Any) -> Iterator[dict[str, Any]]:
@@ -134,7 +139,25 @@ def _events(response: Any) -> Iterator[dict[str, Any]]:
             data = text.removeprefix("data:").strip()
             if data == "[DONE]":
                 return
-            yield json.loads(data)
+            event = loads(data)
+            if not isinstance(event, dict):
+                raise ValueError(f"an event that is no object: {str(event)[:80]}")
+            yield event
+
+
+def _choice(answer: Any) -> dict[str, Any] | None:
+    """The first choice of an answer with all of its keys, None where it has none; ValueError where it is no answer."""
+    kinds = {"text": str | None, "finish_reason": str | None, "logprobs": dict[str, Any] | None}
+    choices = answer.get("choices", []) if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise ValueError(f"no answer of an OpenAI-compatible server: {str(answer)[:80]}")
+    if not choices:
+        return None
+    found = {name: choices[0].get(name) for name in kinds}
+    for name, kind in kinds.items():
+        if not fits(found[name], kind):
+            raise ValueError(f"no answer of an OpenAI-compatible server: its {name} is {str(found[name])[:80]}")
+    return found
 
 
 def _reason(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moecheck.errors import UsageError
+from moecheck.json_text import loads
 
 HUB = "openai/gsm8k"
 
@@ -74,7 +75,7 @@ def _plain(rows: object) -> Iterator[dict[str, str]]:
 def _question(line: str, path: Path, number: int, doc_id: int) -> Question:
     where = f"{path}, line {number}"
     try:
-        data = json.loads(line)
+        data = loads(line)
     except ValueError as error:
         raise UsageError(f"{where}: not JSON ({error}).") from error
     if not isinstance(data, dict):

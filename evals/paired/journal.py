@@ -17,6 +17,8 @@ import numpy as np
 from moecheck.errors import UsageError
 from moecheck.evals.backends.backend import Backend, ScoredPair
 from moecheck.evals.backends.records import Fingerprint, Generation, Scored, Timing
+from moecheck.json_text import loads
+from moecheck.typed import check_types
 
 
 class Journal:
@@ -31,10 +33,13 @@ class Journal:
             raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
         for line in text.split("\n"):
             try:
-                entry = json.loads(line)
-                self._known[entry["key"]] = entry["answers"]
-            except (ValueError, KeyError, TypeError):
-                continue  # a line that a kill cut off
+                entry = loads(line)
+                key, answers = str(entry["key"]), list(entry["answers"])
+                for answer in answers:
+                    _scored(answer) if "logprobs" in answer else _generation(answer)
+                self._known[key] = answers
+            except (ValueError, KeyError, TypeError, IndexError, OverflowError):
+                continue  # a line that a kill cut off, or that somebody else wrote
 
     def get(self, key: str) -> list[dict[str, Any]] | None:
         return self._known.get(key)
@@ -113,12 +118,14 @@ def _plain(answer: Generation) -> dict[str, Any]:
 
 def _generation(entry: dict[str, Any]) -> Generation:
     ids, timing = entry["token_ids"], entry["timing"]
-    return Generation(
+    generation = Generation(
         text=entry["text"],
         finish=entry["finish"],
         token_ids=None if ids is None else tuple(ids),
         timing=None if timing is None else Timing(first_token=timing[0], total=timing[1], arrivals=tuple(timing[2])),
     )
+    check_types(generation)
+    return generation
 
 
 def _scored(entry: dict[str, Any]) -> Scored:

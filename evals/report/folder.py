@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from moecheck.errors import UsageError
 from moecheck.evals.paired.journal import Journal
 from moecheck.evals.paired.result import RunResult
 from moecheck.evals.paired.self_test import SelfTestRow
+from moecheck.json_text import loads
 from moecheck.report.environment import environment
 from moecheck.report.findings_file import replace_file
 from moecheck.report.names import folder_name, point_latest
@@ -52,7 +52,7 @@ class RunFolder:
         """The options that the run began with."""
         file = self.path / ENVIRONMENT
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = loads(file.read_text(encoding="utf-8"))
             if data.get("command") != "e2e":
                 raise UsageError(f"{self.path} is the report of another command; --resume takes one of e2e.")
             return dict(data["options"])

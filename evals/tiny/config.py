@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 
 from moecheck.cases import Case
 from moecheck.errors import UsageError
+from moecheck.json_text import loads
 from moecheck.spec import MoESpec, RoutingSpec
+from moecheck.typed import check_types
 
 CONFIG = "config.json"
 
@@ -67,17 +68,21 @@ class TinyConfig:
 def read_config(folder: Path) -> TinyConfig:
     """The configuration of a model's folder; raises UsageError for one that the embedded inference does not know."""
     try:
-        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        data = loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"Cannot read {folder / CONFIG}: {error}.") from error
     readers = {"glm4_moe": _glm4_moe, "qwen3_moe": _qwen3_moe}
-    if not isinstance(data, dict) or data.get("model_type") not in readers:
+    if not isinstance(data, dict) or data.get("model_type") not in list(readers):
         known = ", ".join(readers)
         raise UsageError(f"{folder / CONFIG} is of no model that runs embedded ({known}); transformers may run it.")
     try:
-        return readers[data["model_type"]](data)
+        config = readers[data["model_type"]](data)
+        check_types(config)
+        return config
     except KeyError as error:
         raise UsageError(f"{folder / CONFIG} has no {error}.") from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UsageError(f"{folder / CONFIG} cannot be read: {error}.") from error
 
 
 def to_json(config: TinyConfig) -> dict[str, Any]:

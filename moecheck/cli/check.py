@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from moecheck.checks.finding import FAILURES, Verdict
 from moecheck.checks.judge import Limits
 from moecheck.cli.options import color, not_negative, width
 from moecheck.errors import HarnessError, MoecheckError, UsageError, check_known
+from moecheck.json_text import loads
 from moecheck.ops import OPS
 from moecheck.report.strict_json import dumps as strict
 from moecheck.report.terminal import render
@@ -85,8 +85,8 @@ def read_spec(text: str) -> MoESpec:
         except UnicodeDecodeError as error:
             raise UsageError(f"{where} is not UTF-8 text: {error}.") from error
     try:
-        return MoESpec.from_json(json.loads(text))
-    except json.JSONDecodeError as error:
+        return MoESpec.from_json(loads(text))
+    except ValueError as error:
         raise UsageError(f"{where} is not complete JSON: {error}.") from error
     except MoecheckError as error:
         raise UsageError(f"{where} does not fit: {error}") from error

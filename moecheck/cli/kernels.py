@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from moecheck.cli.where import cluster_of, find_kernels, ray_options, run_plans
 from moecheck.curated import PROFILES, cases_for, draw_ahead, left_out
 from moecheck.errors import UsageError, check_known
 from moecheck.formats import FORMATS
+from moecheck.json_text import loads
 from moecheck.kernel import BACKENDS, Declaration
 from moecheck.models import shard_of
 from moecheck.ops import OPS
@@ -39,6 +39,7 @@ from moecheck.runner.pool import default_memory, full_size_memory
 from moecheck.runner.relate import COMPILED
 from moecheck.runner.run import KernelRun, Settings
 from moecheck.runner.sanitizer import TOOLS, find_sanitizer, on_device, run_sanitizer
+from moecheck.typed import check_types
 
 SLOWER = 15.0  # a call under compute-sanitizer, with the start of its process
 
@@ -251,11 +252,13 @@ def _check_resume_alone(context: click.Context) -> None:
 def _read_options(folder: Path) -> Options:
     path = folder / "environment.json"
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))["options"]
+        saved = loads(path.read_text(encoding="utf-8"))["options"]
         # Folders of earlier releases lack the newer ones.
         saved = {"require": (), "tokens": None, "sanitizer": None, "sweep": False, "device_trials": False, **saved}
         values = {name: saved[name] for name in Options.__dataclass_fields__}
-        return Options(**{**values, "kernel": tuple(values["kernel"]), "require": tuple(values["require"] or ())})
+        options = Options(**{**values, "kernel": tuple(values["kernel"]), "require": tuple(values["require"] or ())})
+        check_types(options)
+        return options
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} does not tell the options of the run ({error}); start a new one.") from error
 

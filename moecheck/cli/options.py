@@ -52,7 +52,7 @@ def parse_require(rules: Iterable[str]) -> dict[str, str]:
 def parse_tokens(text: str) -> tuple[int, ...]:
     """The numbers of tokens of a text such as `1,16,4096`, in its order."""
     counts = [part.strip() for part in text.split(",")]
-    if not all(count.isdigit() and int(count) > 0 for count in counts):
+    if not all(count.isdecimal() and len(count) < 10 and int(count) > 0 for count in counts):
         raise UsageError(f"--tokens {text} must be positive numbers with commas between them, 1,16,4096 for example.")
     return tuple(dict.fromkeys(map(int, counts)))
 

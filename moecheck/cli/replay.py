@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from moecheck.checks.finding import FAILURES, Finding, Verdict
 from moecheck.checks.judge import Limits
 from moecheck.cli.options import color, cores, not_negative, parse_require, positive, width
 from moecheck.errors import CaseError, UsageError
+from moecheck.json_text import loads
 from moecheck.oracle import Oracle
 from moecheck.registry import discover
 from moecheck.report.replay import replay_view
@@ -22,6 +23,7 @@ from moecheck.runner.judges import Here
 from moecheck.runner.plan import Plan
 from moecheck.runner.pool import default_memory
 from moecheck.runner.run import Settings, run_kernel
+from moecheck.typed import fits
 
 
 @click.command()
@@ -43,9 +45,9 @@ def replay(case: str, kernel: str | None, tol: float | None, timeout: float) -> 
     declaration = found[0].declaration
     if declaration.op != record.op:
         raise UsageError(f"{declaration.name} computes {declaration.op}, the case is one of {record.op}.")
-    limit = tol if tol is not None else float(extra.get("tol", 1e-2))
+    limit = next(value for value in (tol, _number(extra, "tol"), 1e-2) if value is not None)
     settings = Settings(
-        limits=Limits(tol=limit, max_mismatch=extra.get("max_mismatch")),
+        limits=Limits(tol=limit, max_mismatch=_number(extra, "max_mismatch")),
         timeout=timeout,
         memory=memory,
         jobs=1,
@@ -82,6 +84,15 @@ def _last(findings: list[Finding]) -> list[Finding]:
     return findings[closing[-2] + 1 if len(closing) > 1 else 0 :]
 
 
+def _number(extra: dict[str, Any], name: str) -> float | None:
+    value = extra.get(name)
+    if value is None:
+        return None
+    if not fits(value, float) or not (value >= 0 and value < math.inf):
+        raise CaseError(f"`{name}` of the case must be a finite number of at least 0, not {value!r}.")
+    return float(value)
+
+
 def _required(extra: dict[str, Any]) -> dict[str, str]:
     rules = extra.get("require") or []
     if not isinstance(rules, list):
@@ -93,7 +104,7 @@ def _read(text: str) -> tuple[Case, dict[str, Any]]:
     if not text.lstrip().startswith("{"):
         return read_case(Path(text))
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
+        data = loads(text)
+    except ValueError as error:
         raise CaseError(f"The case is not complete JSON: {error}.") from error
     return Case.from_json(data.get("case", data)), {k: v for k, v in data.items() if "case" in data and k != "case"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from moecheck.checks.finding import FAILURES, Verdict
 from moecheck.errors import UsageError
 from moecheck.history.records import Failure, Result, Run
+from moecheck.json_text import loads
 from moecheck.report.folder import ReportFolder
 from moecheck.report.results import KernelSummary
 from moecheck.report.strict_json import number
@@ -198,7 +198,7 @@ def _e2e(folder: Path, data: dict[str, Any]) -> list[Result]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if not isinstance(data, dict):

@@ -6,15 +6,16 @@ A group without that line was cut off, and its kernel x case has to run again.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from moecheck.checks.finding import Finding
 from moecheck.errors import HarnessError, UsageError
+from moecheck.json_text import loads
 from moecheck.report.strict_json import dumps, number
 from moecheck.report.summarise import CASE
+from moecheck.typed import check_types
 
 
 def append_findings(path: Path, findings: Sequence[Finding]) -> None:
@@ -89,8 +90,10 @@ def replace_file(path: Path, text: str) -> None:
 
 def _parse(line: str) -> Finding | None:
     try:
-        data = json.loads(line)
+        data = loads(line)
         data["numbers"] = {name: number(value) for name, value in data["numbers"].items()}
-        return Finding.from_json({**data, "seconds": number(data["seconds"])})
-    except (ValueError, TypeError, KeyError, AttributeError):
+        finding = Finding.from_json({**data, "seconds": number(data["seconds"])})
+        check_types(finding)
+        return finding
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from moecheck.checks.finding import Finding, Verdict
 from moecheck.errors import UsageError
+from moecheck.json_text import loads
 from moecheck.report.environment import environment
 from moecheck.report.findings_file import append_findings, read_findings, repair_findings, replace_file
 from moecheck.report.junit import junit_xml
@@ -18,6 +18,7 @@ from moecheck.report.picture import ErrorPicture
 from moecheck.report.pictures_file import write_pictures
 from moecheck.report.results import RunSummary
 from moecheck.report.strict_json import dumps
+from moecheck.report.text import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,11 @@ class ReportFolder:
         """Of a finished run; raises UsageError when summary.json is missing or of another schema."""
         path = self.path / "summary.json"
         try:
-            return RunSummary.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return RunSummary.from_json(loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise UsageError(f"{self.path} has no summary.json: its run was cut off; go on with --resume.") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{path} cannot be read as a summary of schema 1: {error}.") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise UsageError(f"{path} cannot be read as a summary of schema 1: {one_line(str(error))}.") from error
 
     def write_environment(self, options: Mapping[str, object]) -> None:
         """environment.json: what the run runs on, and its options."""

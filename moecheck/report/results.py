@@ -9,6 +9,7 @@ from typing import Any
 
 from moecheck.checks.finding import FAILURES, Verdict
 from moecheck.report.strict_json import number
+from moecheck.typed import check_types
 
 SCHEMA = 1
 
@@ -167,10 +168,15 @@ class RunSummary:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunSummary:
-        """The inverse of `to_json`, also after a round trip through strict JSON."""
+        """The inverse of `to_json`, also after a round trip through strict JSON.
+
+        Raises KeyError, TypeError, ValueError, AttributeError or OverflowError for what is no summary.
+        """
         kernels = tuple(_kernel_from_json(kernel) for kernel in data["kernels"])
         skipped = tuple(Skipped(**entry) for entry in data["skipped"])
-        return cls(**{**data, "kernels": kernels, "skipped": skipped})
+        summary = cls(**{**data, "kernels": kernels, "skipped": skipped})
+        check_types(summary)
+        return summary
 
 
 def _kernel_from_json(data: Mapping[str, Any]) -> KernelSummary:

@@ -13,6 +13,7 @@ import numpy as np
 
 from moecheck.errors import MoecheckError, UsageError, check_known, near
 from moecheck.formats import AnyArray
+from moecheck.json_text import loads
 from moecheck.kernel import TieRule
 from moecheck.numerics import Numerics
 from moecheck.ops import OPS
@@ -95,8 +96,8 @@ def _record(metadata: Mapping[str, str]) -> dict[str, Any]:
     if KEY not in metadata:
         return {}
     try:
-        record = json.loads(metadata[KEY])
-    except json.JSONDecodeError as error:
+        record = loads(metadata[KEY])
+    except ValueError as error:
         raise UsageError(f"its metadata {KEY!r} is not complete JSON ({error}).") from error
     if not isinstance(record, dict) or not isinstance(record.get("integers", {}), dict):
         raise UsageError(f"its metadata {KEY!r} is not a record that moecheck wrote.")
