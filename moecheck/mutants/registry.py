@@ -111,6 +111,7 @@ KINDS = {
     "static_scales": "quantisation",
     "plumbing": "plumbing",
     "placement": "plumbing",
+    "ranks": "plumbing",
     "structure": "plumbing",
     "expert_rows": "plumbing",
 }

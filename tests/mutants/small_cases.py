@@ -146,6 +146,11 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("grouped_gemm", num_tokens=2),
         case("grouped_gemm", load="one_expert"),
     ),
+    "expert_parallel_moe": (
+        case("expert_parallel_moe", num_experts=8, num_ranks=2),
+        case("expert_parallel_moe", num_experts=8, num_ranks=4, uneven_ranks=True, map_style="shuffled"),
+        case("expert_parallel_moe", num_experts=8, num_ranks=4, uneven_ranks=True, dtype="fp32"),
+    ),
     **{
         op: (
             case(op),

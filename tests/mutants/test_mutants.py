@@ -25,7 +25,12 @@ STORES = Numerics(gate_up="input", act_times_up="input", per_expert="input")
 OPS = ("topk_routing", "act_and_mul", "unpermute", "grouped_gemm", "fused_experts", "moe_layer")
 SLIGHT = {m.id for m in all_mutants() if m.slight}  # named in tests/test_diagnosis_slight.py
 WRONG = [m for m in all_mutants() if not m.equivalent]
-OTHERS = ("expert_outputs", "batched_experts", *sorted(STRUCTURES))  # whose wrong outputs diagnosis does not name
+OTHERS = (
+    "expert_outputs",
+    "batched_experts",
+    "expert_parallel_moe",
+    *sorted(STRUCTURES),
+)  # whose wrong outputs diagnosis does not name
 PAIRS = [pytest.param(op, m, id=f"{op}: {m.id}") for m in WRONG for op in (*OPS, *OTHERS) if op in m.ops]
 CONTRACTS = (
     Numerics(a2_quant=Quantizer(group=32)),
