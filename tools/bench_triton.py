@@ -129,9 +129,12 @@ def bench_rows(cold: torch.Tensor) -> None:
         weights, ids = torch.rand(tokens, 256, device="cuda").topk(8, dim=1)
         ids = ids.to(torch.int32)
         permuted, _, _, inverse = permute(hidden_states=x, topk_ids=ids, num_experts=256)
-        down = microseconds(lambda x=x, i=ids: permute(hidden_states=x, topk_ids=i, num_experts=256), cold)
+        down = microseconds(replayed(lambda x=x, i=ids: permute(hidden_states=x, topk_ids=i, num_experts=256)), cold)
         up = microseconds(
-            lambda p=permuted, w=weights, i=inverse: unpermute(permuted=p, topk_weights=w, inv_permuted_idx=i), cold
+            replayed(
+                lambda p=permuted, w=weights, i=inverse: unpermute(permuted=p, topk_weights=w, inv_permuted_idx=i)
+            ),
+            cold,
         )
         copy = microseconds(lambda p=permuted: p.clone(), cold)
         moved, copied = 2 * (x.numel() + permuted.numel()), 4 * permuted.numel()

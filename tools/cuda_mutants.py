@@ -1,8 +1,8 @@
 """Plants each known bug in the text of the CUDA C++ kernels, builds and runs them, and tells which are seen.
 
 Needs a GPU; with --emulated, a host's C++ compiler and the CUDA toolkit's headers instead: blocks run one after the
-other, a block's threads as fibers (tests/kernels/emulation).
-Usage: python tools/cuda_mutants.py [--jobs N] [--emulated] [NAME]...
+other, a block's threads as fibers (tests/kernels/emulation). With --triton, the bugs of the Triton kernels.
+Usage: python tools/cuda_mutants.py [--jobs N] [--emulated | --triton] [NAME]...
 """
 
 # ruff: noqa: T201  # a command-line tool: printing is what it is for
@@ -21,7 +21,7 @@ from pathlib import Path
 from moecheck.runner.pool import start_context
 from moecheck.scoring.cuda_sources import CUDA_MUTANTS
 from moecheck.scoring.source_kernels import kernel_trials, plant, tried
-from moecheck.scoring.sources import SourceMutant
+from moecheck.scoring.sources import SOURCE_MUTANTS, SourceMutant
 
 EMULATED = """\
 import sys, tempfile
@@ -89,11 +89,14 @@ def main() -> int:
     """Print the lines; 1 where a mutant survives or a kernel as it is was accused."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=4)
-    parser.add_argument("--emulated", action="store_true")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--emulated", action="store_true")
+    where.add_argument("--triton", action="store_true")
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
     start = time.perf_counter()
-    wanted = [one for one in CUDA_MUTANTS if not options.names or one.name in options.names]
+    known = [one for one in SOURCE_MUTANTS if one.file.startswith("triton/")] if options.triton else CUDA_MUTANTS
+    wanted = [one for one in known if not options.names or one.name in options.names]
     killed = (emulated if options.emulated else on_a_gpu)(wanted, options.jobs)
     print(f"{killed} of {len(wanted)} killed, less kernels that were accused as they are; "
           f"{time.perf_counter() - start:.0f} s")  # fmt: skip

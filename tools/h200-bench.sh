@@ -2,7 +2,7 @@
 # On a host with a GPU: kernels against each other on the layers of published models.
 # Usage: OUT=folder tools/h200-bench.sh [options of moecheck bench]
 set -uo pipefail
-python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
+[ -d /tmp/site/pebble ] || python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
 export PYTHONPATH=/tmp/site:$PWD
 start=$(date +%s)
 timeout "${LIMIT:-500}" python3 -m moecheck bench "$@" --out /tmp/bench >"$OUT/bench.txt" 2>"$OUT/bench.log"

@@ -3,7 +3,7 @@
 # visible), and meanwhile all kernels on the GPU; then what the checks see and what the diagnosis names.
 # Usage: OUT=folder tools/h200-calibrate.sh CASES
 set -uo pipefail
-python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
+[ -d /tmp/site/pebble ] || python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
 export PYTHONPATH=/tmp/site:$PWD
 cpu() { CUDA_VISIBLE_DEVICES="" JAX_PLATFORMS=cpu "$@"; }
 cpu taskset -c 2 python3 -W ignore tools/bench_estimate.py | tee "$OUT/bench_estimate.txt"

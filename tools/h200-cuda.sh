@@ -3,7 +3,7 @@
 # and times them.
 # Usage: OUT=folder tools/h200-cuda.sh [build] [kernels] [calls] [sanitizer] [mutants] [bench]   (all of them if none)
 set -uo pipefail
-python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
+[ -d /tmp/site/pebble ] || python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
 export PYTHONPATH=/tmp/site:$PWD PYTHONUNBUFFERED=1 XDG_CACHE_HOME=${XDG_CACHE_HOME:-/tmp/cache}
 steps=${*:-build kernels calls sanitizer mutants bench}
 has() { [[ " $steps " == *" $1 "* ]]; }
@@ -36,7 +36,7 @@ if has sanitizer; then
         (
             narrow=$([ $tool = initcheck ] && echo --narrow) # why: see the tool
             # shellcheck disable=SC2086  # one word or none
-            PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 60 compute-sanitizer --tool $tool --error-exitcode 9 --print-limit 3 \
+            PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 100 compute-sanitizer --tool $tool --error-exitcode 9 --print-limit 3 \
                 python3 tools/cuda_small_calls.py $narrow >/tmp/cuda-$tool.txt 2>&1
             echo "compute-sanitizer $tool: exit $?, $(grep -c '^ok' /tmp/cuda-$tool.txt) calls right," \
                 "$(grep 'SUMMARY' /tmp/cuda-$tool.txt | tail -1)" | tee -a "$OUT/cuda-sanitizer.txt"
@@ -46,7 +46,7 @@ if has sanitizer; then
 fi
 if has mutants; then
     (
-        timeout 240 python3 tools/cuda_mutants.py --jobs 14 >"$OUT/cuda-mutants.txt" 2>&1
+        timeout 240 python3 tools/cuda_mutants.py --jobs "${JOBS:-14}" >"$OUT/cuda-mutants.txt" 2>&1
         echo "mutants: exit $?"
         cat "$OUT/cuda-mutants.txt"
     ) &

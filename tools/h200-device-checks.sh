@@ -2,7 +2,7 @@
 # On a host with a GPU: what `moecheck kernels` does there beside judging values: graphs, streams, launched kernels,
 # sanitizers, and a layer in full size. Usage: OUT=folder tools/h200-device-checks.sh [KERNEL...]
 set -uo pipefail
-python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
+[ -d /tmp/site/pebble ] || python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
 export PYTHONPATH=/tmp/site:$PWD
 kernels=("${@:-moecheck.kernels.triton.experts:fused_gate_up}")
 options=()

@@ -2,7 +2,7 @@
 # On a host with a GPU: a DeepSeek-V3 layer in full size, 4,096 tokens, through kernels, with the seconds that it takes.
 # Usage: OUT=folder tools/h200-full-size.sh KERNEL... (module:function starts fastest: nothing else is imported)
 set -uo pipefail
-python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
+[ -d /tmp/site/pebble ] || python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
 export PYTHONPATH=/tmp/site:$PWD
 for kernel in "$@"; do
   name=${kernel//[\/:]/-} start=$(date +%s)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a host with a GPU: other projects' kernels, packed by tools/h200-third-party-pack.py into .whl-third-party. Parts, in
 # the order given: `import` says what can be imported, `collect` keeps the outputs of many shapes for
-# tools/h200-third-party.py identify, `check` runs moecheck kernels. Usage: OUT=folder tools/h200-third-party.sh PART...
+# tools/h200-third-party.py identify, `check` runs moecheck kernels, `bench` times experts against ours. Usage: OUT=folder tools/h200-third-party.sh PART...
 set -uo pipefail
 if [ ! -f /tmp/site/sitecustomize.py ]; then
   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl .whl-third-party/*.whl
@@ -39,6 +39,14 @@ for part in "$@"; do
       echo "check: exit $?"
       cp "$(ls -td /tmp/reports/2*/ | head -1)"/{summary.json,summary.md,findings.jsonl} "$OUT/" 2>/dev/null
       tail -70 "$OUT/check.txt" | cut -c1-200
+      ;;
+    bench)
+      timeout "${BENCH_SECONDS:-150}" python3 -m moecheck bench --kernel triton/fused_gate_up --kernel vllm/fused_experts \
+        --kernel transformers/mixtral_grouped_mm --kernel liger/fused_moe --model qwen3-30b-a3b --model deepseek-v3-tp8 \
+        --model mixtral-8x7b --tokens 16,256,4096 --sample 2 --seconds 0.2 --out /tmp/bench >"$OUT/bench.txt" 2>&1
+      echo "bench: exit $?"
+      cp /tmp/bench/latest/bench.{json,md} "$OUT/"
+      cut -c1-160 "$OUT/bench.md"
       ;;
   esac
 done

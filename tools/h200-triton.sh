@@ -2,7 +2,7 @@
 # On a host with a GPU: tune the Triton experts, time them, check them, check a layer in full size, in the order given.
 # Usage: OUT=folder tools/h200-triton.sh tune bench check
 set -uo pipefail
-python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
+[ -d /tmp/site/pebble ] || python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl
 export PYTHONPATH=/tmp/site:$PWD
 for part in "$@"; do
   case $part in
@@ -21,7 +21,7 @@ for part in "$@"; do
       tail -40 "$OUT/triton-bench.txt"
       ;;
     check)
-      names=$(grep -ho 'name="triton/[a-z0-9_]*"' kernels/triton/*.py | cut -d'"' -f2 | sort -u)
+      names=${NAMES:-$(grep -ho 'name="triton/[a-z0-9_]*"' kernels/triton/*.py | cut -d'"' -f2 | sort -u)}
       timeout "${CHECK_SECONDS:-200}" python3 -m moecheck kernels $(printf -- '--kernel %s ' $names) --profile "${PROFILE:-default}" \
         --timeout 60 --jobs 12 --out /tmp/triton >"$OUT/triton-check.txt" 2>&1
       echo "check: exit $?"
