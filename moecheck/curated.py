@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from .cases import Case
+from .curated_ranks import quantised_over_ranks
 from .curated_rows import BY_OP, COMMON, TOP2
 from .curated_semantics import SEMANTICS
 from .errors import check_known
@@ -76,6 +77,8 @@ def cases_for(
     quantised = quantised_cases(
         quantizations, profile=profile, seed=seed, dtypes=dtypes, small=small, examples=examples
     )
+    if op in OWN_ROWS:
+        quantised = quantised_over_ranks(quantizations, dtypes=dtypes, seed=seed)
     if not plain_weights:
         return quantised
     cases = _curated(op, seed)
@@ -92,7 +95,7 @@ def cases_for(
     cases = [case if case.dtype in dtypes else replace(case, dtype=dtypes[0]) for case in cases]
     if specs:
         cases = [changed for spec in specs for case in cases if (changed := _under(case, spec)) is not None]
-    if small:
+    if small and op not in OWN_ROWS:  # which are small
         cases = [_small(case) for case in cases]
     usual = DRAWN_HEAVY[profile] if op in HEAVY_OPS else DRAWN[profile] * CHEAPER.get(op, CHEAPEST)
     usual = (usual + 1) // 2 if op in OF_ROWS else usual

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .cases import Case
 from .curated_routing import Row
+from .quantization import SCHEMES, Quantization, scheme_name
 from .spec import SWIGLUOAI, ExpertSpec, MoESpec, RoutingSpec
 
 
@@ -50,6 +52,30 @@ _ROWS: list[Row] = [
     ("fp16", "fp16 has a narrow range", {"num_ranks": 2, "dtype": "fp16"}),
     ("strided", "rows lie further apart than their width", {"num_ranks": 2, "layout": "strided"}),
 ]  # fmt: skip
+
+
+def quantised_over_ranks(quantizations: tuple[Quantization, ...], *, dtypes: tuple[str, ...], seed: int) -> list[Case]:
+    """One case of each scheme, on two and on four ranks by turns; in the first of `dtypes` that is bf16 or any."""
+    dtype = "bf16" if "bf16" in dtypes else dtypes[0]
+    routing = RoutingSpec(top_k=2, renormalize=True)
+    sizes: dict[str, Any] = {**SIZES, "num_experts": 4, "hidden_size": 80}
+    return [
+        Case(
+            op="expert_parallel_moe",
+            spec=MoESpec(routing=routing, experts=ExpertSpec(quantization=quantization)),
+            num_ranks=2 + 2 * (number % 2),
+            dtype=dtype,
+            seed=seed,
+            name=scheme_name(quantization)
+            if quantization in SCHEMES.values()
+            else f"{quantization.weights}-sub-channel",
+            reason=f"experts of {quantization.words()} on several ranks",
+            **sizes,
+        )
+        for number, quantization in enumerate(quantizations)
+    ]
+
+
 # Those on which kernels with DMAs of their own are tried on every schedule.
 RESCHEDULED = ("plain-bf16", "four-ranks", "four-experts-each")
 RANKS: list[Row] = [(name, reason, {**SIZES, **changes}) for name, reason, changes in _ROWS]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ._refs import Inputs, Outputs, Plan, Ref, Scratch
+from ._refs import Copy, Inputs, Outputs, Plan, Ref, Scratch
 
 LOGICAL = pl.DeviceIdType.LOGICAL
 
@@ -27,7 +27,7 @@ def share_counts(plan: Plan, at: Scratch, rank: jax.Array) -> None:
     pltpu.sync_copy(at.counts_s, at.counts)
     pltpu.sync_copy(at.counts, at.all_counts.at[rank])
 
-    def copy(source: jax.Array, to: jax.Array) -> pltpu.AsyncCopyDescriptor:
+    def copy(source: jax.Array, to: jax.Array) -> Copy:
         return pltpu.make_async_remote_copy(
             src_ref=at.counts,
             dst_ref=at.all_counts.at[source],

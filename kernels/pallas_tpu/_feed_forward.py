@@ -10,7 +10,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ..jax.activation import activated
-from ._refs import Inputs, Outputs, Plan, Scratch
+from ._refs import Copy, Inputs, Outputs, Plan, Scratch
+
+Copies = list[Copy]
 
 
 def compute_expert(
@@ -24,11 +26,11 @@ def compute_expert(
     rows, half = plan.blocks.rows, jax.lax.rem(expert, 2)
     tiles = pl.cdiv(arrived, rows)
 
-    def fetch(tile: jax.Array) -> pltpu.AsyncCopyDescriptor:
+    def fetch(tile: jax.Array) -> Copy:
         slot = jax.lax.rem(tile, 2)
         return pltpu.make_async_copy(made.inbox.at[half, pl.ds(tile * rows, rows)], at.x.at[slot], at.sem_x.at[slot])
 
-    def store(tile: jax.Array) -> pltpu.AsyncCopyDescriptor:
+    def store(tile: jax.Array) -> Copy:
         slot = jax.lax.rem(tile, 2)
         return pltpu.make_async_copy(at.y.at[slot], made.outbox.at[half, pl.ds(tile * rows, rows)], at.sem_y.at[slot])
 
@@ -71,20 +73,32 @@ def _feed_forward(plan: Plan, given: Inputs, at: Scratch, expert: jax.Array, slo
     b = plan.blocks
     inner, ins, outs = plan.intermediate // b.intermediate, plan.hidden // b.hidden_in, plan.hidden // b.hidden_out
 
-    def first(step: jax.Array) -> pltpu.AsyncCopyDescriptor:
-        """Tile `step` of w13: hidden rows fastest."""
+    def first(step: jax.Array) -> Copies:
+        """Tile `step` of w13, with its scales: hidden rows fastest."""
         f, d, buffer = step // ins, jax.lax.rem(step, ins), jax.lax.rem(step, 2)
+        columns = pl.ds(f * b.intermediate, b.intermediate)
         tile = given.w13.at[expert, :, pl.ds(d * b.hidden_in, b.hidden_in), pl.ds(f * b.intermediate, b.intermediate)]
-        return pltpu.make_async_copy(tile, at.w13.at[buffer], at.sem_w13.at[buffer])
+        copies = [pltpu.make_async_copy(tile, at.w13.at[buffer], at.sem_w13.at[buffer])]
+        if given.s13 is not None:
+            groups = at.s13.shape[2]
+            scales = given.s13.at[expert, :, pl.ds(d * groups, groups), columns]
+            copies.append(pltpu.make_async_copy(scales, at.s13.at[buffer], at.sem_s13.at[buffer]))
+        return copies
 
-    def second(step: jax.Array) -> pltpu.AsyncCopyDescriptor:
-        """Tile `step` of w2: hidden columns fastest."""
+    def second(step: jax.Array) -> Copies:
+        """Tile `step` of w2, with its scales: hidden columns fastest."""
         f, d, buffer = step // outs, jax.lax.rem(step, outs), jax.lax.rem(step, 2)
+        columns = pl.ds(d * b.hidden_out, b.hidden_out)
         tile = given.w2.at[expert, pl.ds(f * b.intermediate, b.intermediate), pl.ds(d * b.hidden_out, b.hidden_out)]
-        return pltpu.make_async_copy(tile, at.w2.at[buffer], at.sem_w2.at[buffer])
+        copies = [pltpu.make_async_copy(tile, at.w2.at[buffer], at.sem_w2.at[buffer])]
+        if given.s2 is not None:
+            groups = at.s2.shape[1]
+            scales = given.s2.at[expert, pl.ds(f * groups, groups), columns]
+            copies.append(pltpu.make_async_copy(scales, at.s2.at[buffer], at.sem_s2.at[buffer]))
+        return copies
 
-    first(jnp.int32(0)).start()
-    second(jnp.int32(0)).start()
+    _start(first(jnp.int32(0)))
+    _start(second(jnp.int32(0)))
     at.sums[...] = jnp.zeros_like(at.sums)
 
     @pl.loop(0, inner)
@@ -97,12 +111,14 @@ def _feed_forward(plan: Plan, given: Inputs, at: Scratch, expert: jax.Array, slo
 
             @pl.when(step + 1 < inner * ins)
             def _() -> None:
-                first(step + 1).start()
+                _start(first(step + 1))
 
-            first(step).wait()
+            _wait(first(step))
             x = at.x[slot, :, pl.ds(d * b.hidden_in, b.hidden_in)]
+            buffer = jax.lax.rem(step, 2)
             for part in range(2):
-                at.gate_up[part] += _product(x, at.w13[jax.lax.rem(step, 2), part])
+                scales = None if given.s13 is None else at.s13[buffer, part]
+                at.gate_up[part] += _product(x, at.w13[buffer, part], scales)
 
         h = _activation(plan, given, at, f).astype(at.x.dtype)
 
@@ -112,10 +128,12 @@ def _feed_forward(plan: Plan, given: Inputs, at: Scratch, expert: jax.Array, slo
 
             @pl.when(step + 1 < inner * outs)
             def _() -> None:
-                second(step + 1).start()
+                _start(second(step + 1))
 
-            second(step).wait()
-            at.sums[:, pl.ds(d * b.hidden_out, b.hidden_out)] += _product(h, at.w2[jax.lax.rem(step, 2)])
+            _wait(second(step))
+            buffer = jax.lax.rem(step, 2)
+            scales = None if given.s2 is None else at.s2[buffer]
+            at.sums[:, pl.ds(d * b.hidden_out, b.hidden_out)] += _product(h, at.w2[buffer], scales)
 
 
 def _activation(plan: Plan, given: Inputs, at: Scratch, f: jax.Array) -> jax.Array:
@@ -128,5 +146,20 @@ def _activation(plan: Plan, given: Inputs, at: Scratch, f: jax.Array) -> jax.Arr
     return activated(jnp.concatenate([gate, up], axis=1), halves)
 
 
-def _product(x: jax.Array, w: jax.Array) -> jax.Array:
+def _product(x: jax.Array, w: jax.Array, scales: jax.Array | None) -> jax.Array:
+    """The product x w with fp32 sums. scales: [groups, columns], each of so many rows of w; None for w as it is."""
+    if scales is not None:
+        groups, columns = scales.shape
+        w = (w.astype(jnp.float32).reshape(groups, -1, columns) * scales[:, None]).reshape(w.shape)
+        x = x.astype(jnp.float32)
     return jnp.dot(x, w, preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST)
+
+
+def _start(copies: Copies) -> None:
+    for copy in copies:
+        copy.start()
+
+
+def _wait(copies: Copies) -> None:
+    for copy in copies:
+        copy.wait()

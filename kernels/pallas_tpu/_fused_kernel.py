@@ -20,7 +20,7 @@ from ._exchange import (
     wait_for_sent_back,
 )
 from ._feed_forward import compute_expert
-from ._refs import AXIS, Inputs, Outputs, Plan, Scratch
+from ._refs import AXIS, Copy, Inputs, Outputs, Plan, Scratch
 
 
 def fused_kernel(plan: Plan, given: Inputs, made: Outputs, at: Scratch) -> None:
@@ -55,7 +55,7 @@ def route(plan: Plan, given: Inputs, at: Scratch, count: jax.Array) -> None:
     rows = plan.blocks.tokens
     tiles = pl.cdiv(count, rows)
 
-    def fetch(tile: jax.Array) -> pltpu.AsyncCopyDescriptor:
+    def fetch(tile: jax.Array) -> Copy:
         slot = jax.lax.rem(tile, 2)
         return pltpu.make_async_copy(
             given.logits.at[pl.ds(tile * rows, rows)], at.logits.at[slot], at.sem_logits.at[slot]
@@ -122,7 +122,7 @@ def add_up(plan: Plan, made: Outputs, at: Scratch, count: jax.Array) -> None:
                 source = made.returned.at[at.places_s[token, k], at.positions_s[token, k]]
                 pltpu.make_async_copy(source, at.rows.at[slot, k, row], at.sem_rows.at[slot]).start()
 
-    def store(tile: jax.Array) -> pltpu.AsyncCopyDescriptor:
+    def store(tile: jax.Array) -> Copy:
         slot = jax.lax.rem(tile, 2)
         return pltpu.make_async_copy(at.out.at[slot], made.out.at[pl.ds(tile * rows, rows)], at.sem_out.at[slot])
 

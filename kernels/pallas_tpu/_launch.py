@@ -13,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 
 from moecheck.gate_up import gate_up_rows
+from moecheck.quantization import Quantization
 
 from ._fused_kernel import fused_kernel
 from ._refs import AXIS, Inputs, Outputs, Plan, Scratch, in_specs, output_shapes, scratch_shapes
@@ -96,6 +97,13 @@ def prepared(arrays: Arrays, plan: Plan) -> Inputs:
         b13 = jnp.pad(b13[arrays.experts][:, parts].astype(jnp.float32), ((0, 0), (0, 0), (0, more_inner)))
     if b2 is not None:
         b2 = jnp.pad(b2[arrays.experts][:, None].astype(jnp.float32), ((0, 0), (0, 0), (0, more_hidden)))
+    s13, s2 = arrays.w13_scale, arrays.w2_scale
+    if s13 is not None:
+        each = plan.spec.experts.quantization
+        s13 = _each_column(s13[arrays.experts], each, (2 * intermediate, hidden), (plan.hidden, plan.group13))
+        s13 = jnp.pad(jnp.swapaxes(s13[:, parts], 2, 3), ((0, 0), (0, 0), (0, 0), (0, more_inner)))
+        s2 = _each_column(s2[arrays.experts], each, (hidden, intermediate), (plan.intermediate, plan.group2))
+        s2 = jnp.pad(jnp.swapaxes(s2, 1, 2), ((0, 0), (0, 0), (0, more_hidden)))
     bias = arrays.correction_bias
     return Inputs(
         count=arrays.counts,
@@ -108,6 +116,20 @@ def prepared(arrays: Arrays, plan: Plan) -> Inputs:
         w2=jnp.pad(w2, ((0, 0), (0, more_inner), (0, more_hidden))),
         b13=b13,
         b2=b2,
-        s13=None,
-        s2=None,
+        s13=s13,
+        s2=s2,
     )
+
+
+def _each_column(
+    scales: jax.Array, quantization: Quantization | None, shape: tuple[int, int], padded: tuple[int, int]
+) -> jax.Array:
+    """Scales [E, blocks, blocks] of matrices [rows, columns] = shape as those of each row and each group of columns.
+
+    padded: the columns with padding, and how many of them are a group. Returns [E, rows, groups] float32.
+    """
+    assert quantization is not None
+    rows = np.arange(shape[0]) // (quantization.rows or shape[0])
+    starts = np.minimum(np.arange(0, padded[0], padded[1]), shape[1] - 1)
+    columns = starts // (quantization.columns or shape[1])
+    return scales[:, rows][:, :, columns].astype(jnp.float32)

@@ -16,6 +16,7 @@ from ._blocks import Blocks
 
 AXIS = "ranks"  # of the mesh
 Ref = Any  # a Pallas reference to an array, or to a part of one
+Copy = Any  # a DMA that can be started and waited for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,8 @@ class Plan:
     """What is known when the kernel is compiled.
 
     tokens: rows of each rank's arrays, padded. experts: logical ones. places: physical ones, of all ranks. hidden,
-    intermediate: padded sizes. capacity: rows of an expert's buffer. dtype: of the hidden states.
+    intermediate: padded sizes. capacity: rows of an expert's buffer. dtype: of the hidden states. group13, group2: rows
+    of w13 and of w2 that share a column's scale in the kernel, 0 for weights that are not quantised.
     """
 
     num_ranks: int
@@ -34,6 +36,8 @@ class Plan:
     intermediate: int
     capacity: int
     dtype: str
+    group13: int
+    group2: int
     spec: moecheck.MoESpec
     blocks: Blocks
 
@@ -100,6 +104,8 @@ class Scratch(NamedTuple):
     x: Ref
     w13: Ref
     w2: Ref
+    s13: Ref
+    s2: Ref
     b13: Ref
     b2: Ref
     gate_up: Ref
@@ -120,6 +126,8 @@ class Scratch(NamedTuple):
     sem_x: Ref
     sem_w13: Ref
     sem_w2: Ref
+    sem_s13: Ref
+    sem_s2: Ref
     sem_y: Ref
     sem_sent_back: Ref
     sem_returned: Ref
@@ -152,6 +160,8 @@ def scratch_shapes(plan: Plan, weights: Any) -> Scratch:
         x=pltpu.VMEM((2, b.rows, plan.hidden), dtype),
         w13=pltpu.VMEM((2, 2, b.hidden_in, b.intermediate), weights),
         w2=pltpu.VMEM((2, b.intermediate, b.hidden_out), weights),
+        s13=pltpu.VMEM((2, 2, _groups(b.hidden_in, plan.group13), b.intermediate), jnp.float32),
+        s2=pltpu.VMEM((2, _groups(b.intermediate, plan.group2), b.hidden_out), jnp.float32),
         b13=pltpu.VMEM((2, plan.intermediate), jnp.float32),
         b2=pltpu.VMEM((1, plan.hidden), jnp.float32),
         gate_up=pltpu.VMEM((2, b.rows, b.intermediate), jnp.float32),
@@ -172,12 +182,18 @@ def scratch_shapes(plan: Plan, weights: Any) -> Scratch:
         sem_x=dma((2,)),
         sem_w13=dma((2,)),
         sem_w2=dma((2,)),
+        sem_s13=dma((2,)),
+        sem_s2=dma((2,)),
         sem_y=dma((2,)),
         sem_sent_back=dma(()),
         sem_returned=dma((Q,)),
         sem_rows=dma((2,)),
         sem_out=dma((2,)),
     )
+
+
+def _groups(rows: int, group: int) -> int:
+    return rows // group if group else 1
 
 
 def in_specs(inputs: Inputs) -> Inputs:

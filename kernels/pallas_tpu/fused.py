@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import moecheck
+from moecheck.elements import ELEMENTS
 from moecheck.numerics import INPUT
 from moecheck.placement import replicas_of
+from moecheck.quantization import SCHEMES, Quantization
 
 from ._blocks import INTERPRETED_LANES, LANES, Blocks, automatic, padded_size
 from ._choice import check_routing
 from ._launch import Arrays, run
 from ._refs import Plan
+
+# Scales of sub-channels, of whole channels and of blocks.
+SCHEMES_HERE = (
+    Quantization(rows=1, columns=32),
+    Quantization(weights="int8", rows=1, columns=32),
+    SCHEMES["fp8-channel"],
+    SCHEMES["int8-channel"],
+    SCHEMES["fp8-block"],
+)
 
 
 @moecheck.kernel(
@@ -23,6 +36,7 @@ from ._refs import Plan
     numerics=moecheck.Numerics(act_times_up=INPUT, per_expert=INPUT),
     deterministic=True,
     devices=4,
+    quantizations=SCHEMES_HERE,
 )
 def fused(
     *,
@@ -35,6 +49,8 @@ def fused(
     correction_bias: jax.Array | None = None,
     w13_bias: jax.Array | None = None,
     w2_bias: jax.Array | None = None,
+    w13_scale: jax.Array | None = None,
+    w2_scale: jax.Array | None = None,
     rank_tokens: jax.Array | None = None,
     expert_placement: jax.Array | None = None,
     blocks: Blocks | None = None,
@@ -42,7 +58,8 @@ def fused(
     """The weighted sum of each token's experts, wherever these lie; compiled once per spec, sizes and blocks.
 
     hidden_states: [T, H]. router_logits: [T, E] float32. w13: [E, 2I, H]. w2: [E, H, I]. correction_bias: [E].
-    w13_bias: [E, 2I]. w2_bias: [E, H]. rank_tokens: [P] int32, tokens of each rank. expert_placement: [Q] int32, the
+    w13_bias: [E, 2I]. w2_bias: [E, H]. w13_scale, w2_scale: of 8-bit codes w13 and w2, as spec.experts.quantization has
+    them. rank_tokens: [P] int32, tokens of each rank. expert_placement: [Q] int32, the
     expert of each place, Q / P places on a rank. blocks: chosen for the sizes when None. Returns [T, H].
     Raises Unsupported for semantics without code here and for fewer devices than ranks, UsageError for blocks that do
     not fit.
@@ -73,6 +90,8 @@ def fused(
         intermediate=padded_size(intermediate, blocks.intermediate),
         capacity=padded_size(padded_tokens * num_ranks, blocks.rows),
         dtype=hidden_states.dtype.name,
+        group13=_group(spec.experts.quantization, blocks.hidden_in),
+        group2=_group(spec.experts.quantization, blocks.intermediate),
         spec=spec,
         blocks=blocks,
     )
@@ -88,8 +107,8 @@ def fused(
             w2=w2,
             w13_bias=w13_bias,
             w2_bias=w2_bias,
-            w13_scale=None,
-            w2_scale=None,
+            w13_scale=w13_scale,
+            w2_scale=w2_scale,
             rows=rows,
             places=places,
             counts=counts,
@@ -114,10 +133,20 @@ def _check(spec: moecheck.MoESpec, num_ranks: int) -> None:
         raise moecheck.Unsupported("implements gated experts only")
     if experts.weight_on_input:
         raise moecheck.Unsupported("implements weights on the experts' outputs only")
-    if experts.quantization is not None:
-        raise moecheck.Unsupported("implements plain weights only")
+    scheme = experts.quantization
+    if scheme is not None and (ELEMENTS[scheme.weights].bits != 8 or scheme.arguments != ("w13_scale", "w2_scale")):
+        raise moecheck.Unsupported(f"implements 8-bit weights with float scales, not {scheme.words()}")
+    if scheme is not None and scheme.scale in ("e8m0", "e4m3"):
+        raise moecheck.Unsupported(f"implements float scales, not {scheme.scale}")
     if len(jax.devices()) < num_ranks:
         raise moecheck.Unsupported(f"needs {num_ranks} devices, has {len(jax.devices())}")
+
+
+def _group(quantization: Quantization | None, block: int) -> int:
+    """Consecutive rows of a weight tile whose scales are the same, whatever the scheme's groups; 0 without scales."""
+    if quantization is None:
+        return 0
+    return math.gcd(quantization.columns, block) if quantization.columns else block
 
 
 def _shares(tokens: int, num_ranks: int, rank_tokens: jax.Array | None) -> np.ndarray:

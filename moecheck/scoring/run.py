@@ -22,6 +22,7 @@ from .checker import checker_mutants, checker_trial
 from .corpus import corpus, ops_with_mutants, planted
 from .coverage import Combination, coverage
 from .cuda_sources import CUDA_MUTANTS
+from .pallas_sources import PALLAS_MUTANTS
 from .result import CHECKER, KERNELS, KILLED_SHARE, Alarms, Cell, Limits, MutantScore, Score
 from .source_kernels import kernel_trials
 from .sources import SOURCE_MUTANTS
@@ -30,7 +31,7 @@ from .variants import CLASSES
 
 PARTS = {"fused_experts": 4, "moe_layer": 6, "topk_routing": 2}  # tasks that share an op's cases, where all are tried
 CHUNK = 20  # correct kernels a task
-REAL_KERNELS = (*SOURCE_MUTANTS, *CUDA_MUTANTS)
+REAL_KERNELS = (*SOURCE_MUTANTS, *CUDA_MUTANTS, *PALLAS_MUTANTS)
 UNDECLARED = "mutants in kernels that say nothing"
 # Profile whose cases these are tried on: many stay unseen, which takes all cases to find out.
 UNDECLARED_CASES = {"quick": "quick", "default": "default", "nightly": "default"}
@@ -197,6 +198,8 @@ def _file(kind: str, result: Any, found: _Found) -> None:
 def _real_kernels(plan: Plan, found: _Found, advance: Advance | None) -> None:
     wanted = [one for one in REAL_KERNELS if not plan.mutants or one.name in plan.mutants]
     wanted = [one for one in wanted if not plan.ops or one.op in plan.ops]
+    if not (plan.mutants or plan.ops or plan.profile == "nightly"):  # each is compiled for many seconds
+        wanted = [one for one in wanted if one not in PALLAS_MUTANTS]
     if not wanted:
         return
     start = time.process_time()

@@ -15,7 +15,8 @@ from threadpoolctl import threadpool_limits
 from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES, Verdict, verdict_of
 from moecheck.checks.judge import judge
-from moecheck.curated import cases_for
+from moecheck.curated import OWN_ROWS, cases_for
+from moecheck.curated_ranks import RESCHEDULED
 from moecheck.kernel import Declaration
 from moecheck.oracle import Oracle
 from moecheck.relations.relation import relations
@@ -135,7 +136,7 @@ def plant(one: SourceMutant, folder: Path) -> str:
     """
     name = f"planted_{abs(hash(one.name)):x}"
     package, originals = folder / name / name, _sources()
-    for part in ("torch", "triton", "cuda"):
+    for part in ("torch", "triton", "cuda", "jax", "pallas_tpu"):
         shutil.copytree(originals / part, package / part, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").touch()
     if one.rewrites:
@@ -191,6 +192,7 @@ def _seed(pool: KernelPool, target: Target, declaration: Declaration, device: st
             dtypes=declaration.dtypes,
         )
         if lacking(declaration, case) is None
+        and (declaration.op not in OWN_ROWS or case.name in RESCHEDULED)  # each is compiled for many seconds
     ]
     cases.sort(key=lambda case: (case.num_tokens > 0, case.elements, case.num_tokens))
     plan = Plan(target=target, declaration=declaration, device=device, cases=tuple(cases))
@@ -231,7 +233,7 @@ def _judged(case: Case, outcome: Outcome, oracle: Oracle, declaration: Declarati
 
 def _related(pool: KernelPool, plan: Plan, passed: dict[Case, Outcome], oracle: Oracle, seconds: float) -> _Trial:
     """The metamorphic relations, on the cases on which a run of kernels tries them."""
-    few = cases_to_relate(plan, tuple(passed), "few")
+    few = frozenset[Case]() if plan.declaration.op in OWN_ROWS else cases_to_relate(plan, tuple(passed), "few")
 
     def call(case: Case, name: str, count: int) -> list[Outcome]:
         return _outcomes(pool, run_relation, plan.target, case, name, timeout=TIMEOUT * count)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from moecheck.errors import HarnessError
+from moecheck.scoring.pallas_sources import PALLAS_MUTANTS
 from moecheck.scoring.rewrite import Replacement, Rewrite, replaced, rewritten
 from moecheck.scoring.source_kernels import changed
 from moecheck.scoring.sources import SOURCE_MUTANTS, SourceMutant
@@ -65,7 +66,7 @@ def test_a_piece_of_text_is_replaced_where_it_stands_once(text: str) -> None:
         replaced(text, (Replacement(find="a", put="0"),))
 
 
-@pytest.mark.parametrize("one", SOURCE_MUTANTS, ids=lambda one: one.name)
+@pytest.mark.parametrize("one", [*SOURCE_MUTANTS, *PALLAS_MUTANTS], ids=lambda one: one.name)
 def test_every_kernel_still_holds_what_is_changed(one: SourceMutant) -> None:
     folder = Path(next(iter(import_module("moecheck.kernels").__path__)))
     text = (folder / one.file).read_text(encoding="utf-8")
