@@ -1,5 +1,7 @@
 """Mutants of experts on several ranks: each is seen in a case where it has a meaning, and honest outputs pass there."""
 
+from typing import Any
+
 import pytest
 
 from moecheck.cases import Case
@@ -13,7 +15,8 @@ from moecheck.oracle import Oracle
 from tests.checks.honest import honest_outputs, verdict_of
 
 NAMES = ("two-ranks", "four-ranks", "uneven-tokens", "shuffled-placement", "all-to-one-rank", "one-rank")
-CASES = [Case(op="expert_parallel_moe", name=n, reason=r, **changes) for n, r, changes in RANKS if n in NAMES]
+ROWS: list[tuple[str, str, Any]] = [row for row in RANKS if row[0] in NAMES]
+CASES = [Case(op="expert_parallel_moe", name=name, reason=reason, **changes) for name, reason, changes in ROWS]
 OF_RANKS = [one for one in all_mutants() if one.family == "ranks"]
 
 
