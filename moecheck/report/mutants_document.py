@@ -22,8 +22,9 @@ useless, because it accuses correct kernels too, so both numbers are published t
 * **Where they are planted.** Mutants of the references are planted into *legal variants*: kernels in NumPy's float32
   that round at declared places (bf16, fp16 or fp8 stores, low combines), and add up in an order of their own (chunks
   forward, backward or shuffled, split-K 1 to 4, pairwise). No limit of any check was fitted on them. Each seed draws
-  another variant and other inputs. Mutants of real kernels are the built-in Triton, CUDA and PyTorch sources with one
-  expression or statement changed in the parse tree, run in processes of their own (Triton's under its interpreter).
+  another variant and other inputs. Mutants of real kernels are the built-in Triton, CUDA, PyTorch and Pallas sources
+  with one expression or statement changed in the parse tree, run in processes of their own (Triton's and Pallas' under
+  their interpreters; Pallas' in the nightly profile, or where `--op` or `--mutant` asks for them).
   Mutants of the checker are moecheck's own functions, changed in the same way, and tried on a self-test of outputs that
   are known to be right, wrong, or to show nothing.
 * **What they are tried on.** The very cases that `moecheck kernels` runs in the same profile, judged by the same
