@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first set")
     parser.add_argument("--questions", type=int, default=40, help="of a set")
     parser.add_argument("--bugs", type=int, default=0, metavar="SETS", help="known bugs too, in bf16, on so many sets")
+    parser.add_argument("--precision", action="append", choices=PRECISIONS, help="of legal variants; by default all")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=math.inf, help="nothing is waited for after so long")
     parser.add_argument("--out", type=Path, help="file that a line is added to for each arm that ends")
@@ -82,9 +83,14 @@ def _run_all(a: argparse.Namespace, out: Path) -> None:
         bugs = EmbeddedModel(load_model(name, device="cpu")).self_test_mutants() if a.bugs else ()
         shares = [bugs[start : start + BUGS_OF_A_TASK] for start in range(0, len(bugs), BUGS_OF_A_TASK)]
         tasks += [
-            (name, number, a.questions, share, out) for number in range(a.first, a.first + a.bugs) for share in shares
+            (name, number, a.questions, share, ["bf16"], out)
+            for number in range(a.first, a.first + a.bugs)
+            for share in shares
         ]
-        tasks += [(name, number, a.questions, (), out) for number in range(a.first, a.first + a.sets)]
+        tasks += [
+            (name, number, a.questions, (), a.precision or list(PRECISIONS), out)
+            for number in range(a.first, a.first + a.sets)
+        ]
     start = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(a.jobs) as pool:
         running = [pool.apply_async(one_set, task) for task in tasks]
@@ -99,14 +105,14 @@ def _run_all(a: argparse.Namespace, out: Path) -> None:
         pool.terminate()
 
 
-def one_set(name: str, number: int, size: int, bugs: Sequence[str], out: Path) -> None:
+def one_set(name: str, number: int, size: int, bugs: Sequence[str], precisions: Sequence[str], out: Path) -> None:
     """Legal variants, or these bugs, on one problem set, on the CPU and one thread; adds a line an arm to `out`."""
     torch.set_num_threads(1)
     model = Remembering(EmbeddedModel(load_model(name, device="cpu")))
     questions = problem_set(number, size)
     with TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "answers.jsonl")
-        for precision in ("bf16",) if bugs else PRECISIONS:
+        for precision in precisions:
             settings = Settings(
                 questions=questions,
                 data="generated",

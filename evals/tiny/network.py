@@ -11,7 +11,7 @@ from .attention import Cache, Packed, Rotary, attention
 from .block import Block, BlockOutput
 from .config import TinyConfig
 from .experts import feed_forward
-from .weights import MoEWeights, TinyWeights
+from .weights import STREAM, MoEWeights, TinyWeights
 
 # Called with a layer's number, its block's input [T, H] and output.
 Watch = Callable[[int, torch.Tensor, BlockOutput], None]
@@ -71,4 +71,4 @@ class Network:
         return norm(x, self.weights.norm)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return functional.rms_norm(x, weight.shape, weight, self.config.norm_eps)
+        return functional.rms_norm(x, weight.shape, weight, self.config.norm_eps * STREAM**2)

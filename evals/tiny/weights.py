@@ -13,6 +13,10 @@ from moecheck.errors import UsageError
 from .config import TinyConfig
 
 WEIGHTS = "model.safetensors"
+# What layers add up is kept at this share of the checkpoint's: trained models reach 3e5 there, beyond what fp16 stores.
+# A power of two, and norms take it away again, so that not one bit of the logits changes.
+STREAM = 2.0**-5
+_INTO_STREAM = ("embed_tokens.weight", "o_proj.weight", "down_proj.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,10 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyWeights:
-    """All of a model, float32 on one device. embedding: [V, H], the output matrix as well. norm: [H]."""
+    """All of a model, float32 on one device, what goes into the sum of layers scaled by STREAM.
+
+    embedding: [V, H], the output matrix as well. norm: [H].
+    """
 
     embedding: torch.Tensor
     layers: tuple[LayerWeights, ...]
@@ -116,7 +123,10 @@ def tensor_shapes(config: TinyConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def assembled(tensors: Mapping[str, torch.Tensor], config: TinyConfig) -> TinyWeights:
-    """Tensors by Hugging Face's names, with those that are used together put together."""
+    """Tensors by Hugging Face's names, with those that are used together put together, and what layers add up scaled
+    by STREAM.
+    """
+    tensors = {name: STREAM * tensor if name.endswith(_INTO_STREAM) else tensor for name, tensor in tensors.items()}
     layers = []
     for number in range(config.num_layers):
         layer = f"model.layers.{number}"
@@ -136,7 +146,8 @@ def assembled(tensors: Mapping[str, torch.Tensor], config: TinyConfig) -> TinyWe
                 else _dense(tensors, f"{layer}.mlp"),
             )
         )
-    embedding, norm = tensors["model.embed_tokens.weight"], tensors["model.norm.weight"]
+    # The embedding is the output matrix, too: the last norm makes up for it.
+    embedding, norm = tensors["model.embed_tokens.weight"], tensors["model.norm.weight"] / STREAM
     return TinyWeights(embedding=embedding, layers=tuple(layers), norm=norm)
 
 

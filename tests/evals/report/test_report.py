@@ -139,10 +139,11 @@ def test_the_table_is_lm_evals() -> None:
 
 def test_the_folder_keeps_options_and_answers(tmp_path: Path, result: RunResult) -> None:
     folder = RunFolder.create(tmp_path, {"limit": 3})
-    folder.journal.put("k", "arm", [{"text": "a"}])
+    answer = {"text": "a", "finish": "stop", "token_ids": None, "timing": None}
+    folder.journal.put("k", "arm", [answer])
     again = RunFolder.open(tmp_path / folder.path.name)
     assert again.options() == {"limit": 3}
-    assert again.journal.get("k") == [{"text": "a"}]
+    assert again.journal.get("k") == [answer]
     assert folder.finish(result, FACTS) == []
     data = json.loads((tmp_path / "latest" / "e2e.json").read_text(encoding="utf-8"))
     assert (data["command"], data["verdict"]["outcome"]) == (FACTS.command, "fail")
