@@ -24,6 +24,7 @@ from moecheck.evals.tiny.find_kernel import find_kernel, kernel_file
 from moecheck.evals.tiny.kernel_block import KernelBlock, check_fits
 from moecheck.evals.tiny.models import TOKENIZER, Checkpoint
 from moecheck.evals.tiny.network import Network
+from moecheck.evals.tiny.text import SEPARATOR
 from moecheck.evals.tiny.weights import MoEWeights
 
 from .backend import Backend, ScoredPair
@@ -108,7 +109,8 @@ class EmbeddedBackend:
         self._check_room(max(map(len, encoded), default=0) + max_new_tokens)
         if not all(encoded):
             raise UsageError("A prompt has no tokens.")
-        answers = greedy(self.network, encoded, self.pieces, until=until, max_new_tokens=max_new_tokens)
+        # Behind an answer the models were trained on an empty line only: what they write after it is noise.
+        answers = greedy(self.network, encoded, self.pieces, until=(*until, SEPARATOR), max_new_tokens=max_new_tokens)
         return [
             Generation(text=answer.text, finish=answer.finish or "length", token_ids=tuple(answer.token_ids))
             for answer in answers

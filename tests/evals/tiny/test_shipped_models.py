@@ -11,9 +11,12 @@ import pytest
 pytest.importorskip("torch", reason="needs moecheck[e2e]: torch")
 pytest.importorskip("tokenizers", reason="needs moecheck[e2e]: tokenizers")
 
+from moecheck.evals.backends.embedded_arms import EmbeddedModel
+from moecheck.evals.backends.records import Arm
+from moecheck.evals.gsm8k.prompts import UNTIL
 from moecheck.evals.tiny.architectures import ARCHITECTURES
 from moecheck.evals.tiny.models import FOLDER, load_model
-from moecheck.evals.tiny.text import TOKENIZER, as_prompt
+from moecheck.evals.tiny.text import MOST_TOKENS, TOKENIZER, as_prompt
 from moecheck.evals.tiny.weights import WEIGHTS
 from moecheck.evals.train.card import bias_deviations
 from moecheck.evals.train.recorded import DIGITS, RECORDED, outputs
@@ -95,3 +98,13 @@ def test_transformers_gives_the_recorded_answers(name: str) -> None:
         with torch.inference_mode():
             out = model.generate(prompt, max_new_tokens=len(one["greedy"]), do_sample=False)
         assert out[0, prompt.shape[1] :].tolist() == one["greedy"]
+
+
+@shipped
+def test_answers_end_at_the_empty_line_whatever_the_task_stops_at(name: str) -> None:
+    backend = EmbeddedModel(load_model(name, device="cpu")).open(Arm())
+    recorded = json.loads((FOLDER / name / RECORDED).read_text(encoding="utf-8"))
+    some = sorted(recorded, key=lambda one: len(one["greedy"]))[:3]
+    prompts = [as_prompt(one["question"]) for one in some]
+    answers = backend.generate(prompts, until=UNTIL, max_new_tokens=MOST_TOKENS)
+    assert [list(answer.token_ids or ()) for answer in answers] == [one["greedy"] for one in some]
