@@ -129,13 +129,11 @@ def bench_rows(cold: torch.Tensor) -> None:
         weights, ids = torch.rand(tokens, 256, device="cuda").topk(8, dim=1)
         ids = ids.to(torch.int32)
         permuted, _, _, inverse = permute(hidden_states=x, topk_ids=ids, num_experts=256)
-        down = microseconds(replayed(lambda x=x, i=ids: permute(hidden_states=x, topk_ids=i, num_experts=256)), cold)
-        up = microseconds(
-            replayed(
-                lambda p=permuted, w=weights, i=inverse: unpermute(permuted=p, topk_weights=w, inv_permuted_idx=i)
-            ),
-            cold,
+        there: Run = lambda x=x, i=ids: permute(hidden_states=x, topk_ids=i, num_experts=256)  # noqa: E731
+        back: Run = lambda p=permuted, w=weights, i=inverse: unpermute(  # noqa: E731
+            permuted=p, topk_weights=w, inv_permuted_idx=i
         )
+        down, up = microseconds(replayed(there), cold), microseconds(replayed(back), cold)
         copy = microseconds(lambda p=permuted: p.clone(), cold)
         moved, copied = 2 * (x.numel() + permuted.numel()), 4 * permuted.numel()
         click.echo(

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # On a host with a GPU: other projects' kernels, packed by tools/h200-third-party-pack.py into .whl-third-party. Parts, in
 # the order given: `import` says what can be imported, `collect` keeps the outputs of many shapes for
-# tools/h200-third-party.py identify, `check` runs moecheck kernels, `bench` times experts against ours. Usage: OUT=folder tools/h200-third-party.sh PART...
+# tools/h200-third-party.py identify, `check` runs moecheck kernels, `bench` times experts against ours.
+# Usage: OUT=folder tools/h200-third-party.sh PART...
 set -uo pipefail
 if [ ! -f /tmp/site/sitecustomize.py ]; then
   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site .whl/*.whl .whl-third-party/*.whl
