@@ -1,7 +1,8 @@
-# make kernels: test every kernel that runs here.  make test: run moecheck's own tests.  make lint: ruff and mypy.
+# make kernels: test every kernel that runs here.  make test: run moecheck's own tests, two at a time.  make lint: ruff and mypy.
 # The first of them sets up .venv (CONTRIBUTING.md); later ones reuse it until a dependency changes.
 
 VENV ?= .venv
+TEST_JOBS ?= 2
 STAMP := $(VENV)/installed
 
 .PHONY: kernels test lint format clean
@@ -10,7 +11,7 @@ kernels: $(STAMP)
 	$(VENV)/bin/moecheck kernels --tol 1e-2
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(TEST_JOBS) --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -21,6 +21,8 @@ from moecheck.report.bench import cells, duration_words
 from moecheck.spec import ExpertSpec, MoESpec, RoutingSpec
 from tests.cli.command import Result, moecheck
 
+pytestmark = pytest.mark.xdist_group("alone")
+
 TWO = MoESpec(routing=RoutingSpec(top_k=2))
 SMALL = Case(op="fused_experts", spec=TWO, num_tokens=6, num_experts=8, hidden_size=32, intermediate_size=16)
 # A layer whose full size is small enough for a test.

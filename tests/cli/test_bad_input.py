@@ -175,5 +175,6 @@ def test_resume_of_a_folder_whose_options_are_lost(text: str, tmp_path: Path) ->
 def test_resume_checks_options_that_were_edited(tmp_path: Path) -> None:
     (tmp_path / "findings.jsonl").touch()
     options = dict.fromkeys(Options.__dataclass_fields__, None) | {"tol": 0.01, "kernel": [], "seed": 0, "profile": "x"}
+    options |= {"sweep": False, "device_trials": False}
     (tmp_path / "environment.json").write_text(json.dumps({"options": options}), encoding="utf-8")
     assert "Unknown profile 'x'." in sentence(moecheck("kernels", "--resume", tmp_path))

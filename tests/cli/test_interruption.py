@@ -17,7 +17,10 @@ from tests.cli.command import QUICK, moecheck, start
 from tests.cli.processes import MARK, marked, wait_until
 from tests.cli.user_kernels import CORRECT, FIRST, write_kernel
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc"),
+    pytest.mark.xdist_group("alone"),
+]
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def begin(*specs: str, out: Path, finished: int) -> subprocess.Popen[str]:
     """A run in a process group of its own, of all kernels at a time, that has judged so many cases."""
     words = [word for spec in specs for word in ("--kernel", spec)]
     process = start("kernels", *QUICK, *words, "--jobs", str(len(specs)), "--out", out, cwd=out)
-    assert wait_until(lambda: judged(out) >= finished or process.poll() is not None, seconds=60)
+    assert wait_until(lambda: judged(out) >= finished or process.poll() is not None, seconds=240)
     assert process.poll() is None, process.communicate()
     return process
 
@@ -82,7 +85,7 @@ def own_servers() -> set[int]:
 @pytest.mark.parametrize("name", ["hangs", "hangs-holding-the-lock", "hangs-ignoring-signals"])
 def test_kill_9_leaves_no_process_behind(name: str, write: Path, tmp_path: Path, mark: str) -> None:
     process = begin(write_kernel(write, name), out=tmp_path, finished=0)
-    assert wait_until(lambda: len(marked(mark)) >= 4, seconds=60)  # run, resource tracker, fork server, worker
+    assert wait_until(lambda: len(marked(mark)) >= 4, seconds=240)  # run, resource tracker, fork server, worker
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert wait_until(lambda: not marked(mark), seconds=5), marked(mark)
@@ -99,7 +102,7 @@ def test_kill_9_ends_every_process_that_judges(write: Path, tmp_path: Path, mark
 @pytest.mark.parametrize("name", ["hangs", "hangs-holding-the-lock"])
 def test_ctrl_c_ends_at_once_and_says_how_to_go_on(name: str, write: Path, tmp_path: Path, mark: str) -> None:
     process = begin(write_kernel(write, name), out=tmp_path, finished=0)
-    assert wait_until(lambda: any(tmp_path.glob("*/environment.json")), seconds=60)
+    assert wait_until(lambda: any(tmp_path.glob("*/environment.json")), seconds=240)
     assert not wait_until(lambda: process.poll() is not None, seconds=1)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=15)

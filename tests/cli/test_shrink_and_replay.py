@@ -11,6 +11,8 @@ import pytest
 from tests.cli.command import QUICK, Result, moecheck
 from tests.cli.user_kernels import CORRECT, LAST, write_kernel
 
+pytestmark = pytest.mark.xdist_group("user kernels")
+
 
 def write_wrong(folder: Path, name: str, condition: str, damage: str = "out += 1") -> str:
     """A kernel that is wrong only where the condition holds."""

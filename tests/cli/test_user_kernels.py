@@ -9,6 +9,8 @@ import pytest
 from tests.cli.command import QUICK, Result, moecheck
 from tests.cli.user_kernels import BEGINNINGS, ENDINGS, REPLACED, write_kernel
 
+pytestmark = pytest.mark.xdist_group("user kernels")
+
 RIGHT = (
     "correct",
     "prints",

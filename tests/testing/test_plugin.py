@@ -136,7 +136,9 @@ def test_mine():
     pytester.runpytest("-p", "no:cacheprovider").assert_outcomes(failed=1)
 
 
-def test_projects_that_do_not_use_it_see_and_load_nothing(pytester: pytest.Pytester) -> None:
+def test_projects_that_do_not_use_it_see_and_load_nothing(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytester.makepyfile(
         """
 import sys
@@ -147,7 +149,8 @@ def test_failing():
     assert 1 == 2
 """
     )
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # those of other packages load what they like
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "moecheck_pytest", "-W", "error")
 
     result.assert_outcomes(passed=1, failed=1)
     body = [line for line in result.outlines if "plugins:" not in line]
