@@ -27,11 +27,11 @@ def choose(logits: jax.Array, bias: jax.Array | None, spec: moecheck.RoutingSpec
     if spec.softcap is not None:
         logits = spec.softcap * jnp.tanh(logits / spec.softcap)
     if spec.correction_bias == "logits":
-        logits = logits + bias
+        logits = logits + jnp.asarray(bias)
     scores = _scores(logits, spec)
     choice = logits if spec.softmax_over_selected or spec.choose_by_logits else scores
     if spec.correction_bias == "select":
-        choice = choice + bias
+        choice = choice + jnp.asarray(bias)
     if spec.num_expert_groups > 1:
         choice = _of_best_groups(choice, spec)
     values, ids = _best(choice, logits if spec.softmax_over_selected else scores, spec.top_k)

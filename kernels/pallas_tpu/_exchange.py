@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -16,7 +18,7 @@ def meet(plan: Plan) -> None:
     """Every rank tells all that it is here, and waits for all of them."""
     if plan.num_ranks == 1:
         return
-    barrier = pltpu.get_barrier_semaphore()
+    barrier = pltpu.get_barrier_semaphore()  # type: ignore[no-untyped-call]  # of jax
     for other in range(plan.num_ranks):
         pl.semaphore_signal(barrier, 1, device_id=other, device_id_type=LOGICAL)
     pl.semaphore_wait(barrier, plan.num_ranks)
@@ -45,7 +47,7 @@ def share_counts(plan: Plan, at: Scratch, rank: jax.Array) -> None:
     pltpu.sync_copy(at.all_counts, at.all_counts_s)
 
 
-def rows_of_expert(plan: Plan, at: Scratch, rank: jax.Array, expert: jax.Array) -> jax.Array:
+def rows_of_expert(plan: Plan, at: Scratch, rank: jax.Array, expert: jax.Array) -> Any:
     """How many rows of all ranks a local expert gets."""
     return _rows_before(plan, at, plan.num_ranks, rank * plan.local + expert)
 
@@ -117,7 +119,8 @@ def wait_for_rows(row: Ref, semaphore: Ref, count: jax.Array) -> None:
 
     @pl.loop(0, count)
     def _(_: jax.Array) -> None:
-        pltpu.make_async_copy(row, row, semaphore).wait()
+        copy: Copy = pltpu.make_async_copy(row, row, semaphore)
+        copy.wait()
 
 
 def _copy(source: Ref, target: Ref, sent: Ref, arrived: Ref, *, rank: jax.Array, to: jax.Array) -> None:
@@ -134,7 +137,7 @@ def _copy(source: Ref, target: Ref, sent: Ref, arrived: Ref, *, rank: jax.Array,
         ).start()
 
 
-def _rows_before(plan: Plan, at: Scratch, rank: jax.Array | int, place: jax.Array) -> jax.Array:
+def _rows_before(plan: Plan, at: Scratch, rank: Any, place: Any) -> Any:
     """How many rows the ranks before one have for a physical expert."""
     total = jnp.int32(0)
     for other in range(plan.num_ranks):

@@ -19,8 +19,8 @@ from ._fused_kernel import fused_kernel
 from ._refs import AXIS, Inputs, Outputs, Plan, Scratch, in_specs, output_shapes, scratch_shapes
 
 COLLECTIVE = 7  # of the barrier's semaphore: any number that no other kernel of the program has
-BY_RANK = PartitionSpec(AXIS)
-EVERYWHERE = PartitionSpec()
+_spec: Any = PartitionSpec  # which jax leaves untyped
+BY_RANK, EVERYWHERE = _spec(AXIS), _spec()
 
 
 class Arrays(NamedTuple):
@@ -60,22 +60,24 @@ def run(arrays: Arrays, *, plan: Plan) -> jax.Array:
         functools.partial(_on_rank, plan), mesh=mesh, in_specs=(specs,), out_specs=BY_RANK, check_vma=False
     )
     hidden = arrays.hidden_states.shape[1]
-    return shard(given)[arrays.places, :hidden]
+    out: jax.Array = shard(given)[arrays.places, :hidden]
+    return out
 
 
 def _on_rank(plan: Plan, given: Inputs) -> jax.Array:
     """The rows [T', H'] of one rank."""
-    collective = {"collective_id": COLLECTIVE} if plan.num_ranks > 1 else {}
-    outputs = pl.pallas_call(
+    collective = COLLECTIVE if plan.num_ranks > 1 else None
+    outputs: Outputs = pl.pallas_call(
         functools.partial(_with_names, plan),
         out_shape=output_shapes(plan),
         in_specs=(in_specs(given),),
         out_specs=Outputs(*[pl.BlockSpec(memory_space=pl.ANY)] * len(Outputs._fields)),
         scratch_shapes=[*scratch_shapes(plan, given.w13.dtype)],
-        compiler_params=pltpu.CompilerParams(has_side_effects=True, **collective),
+        compiler_params=pltpu.CompilerParams(has_side_effects=True, collective_id=collective),
         name="fused_expert_parallel_moe",
     )(given)
-    return outputs.out
+    out: jax.Array = outputs.out
+    return out
 
 
 def _with_names(plan: Plan, given: Inputs, *rest: Any) -> None:

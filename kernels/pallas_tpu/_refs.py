@@ -137,12 +137,13 @@ class Scratch(NamedTuple):
 
 def output_shapes(plan: Plan) -> Outputs:
     dtype = jnp.dtype(plan.dtype)
-    buffer = jax.ShapeDtypeStruct((2, plan.capacity, plan.hidden), dtype)
+    shape: Any = jax.ShapeDtypeStruct  # which jax leaves untyped
+    buffer = shape((2, plan.capacity, plan.hidden), dtype)
     return Outputs(
-        out=jax.ShapeDtypeStruct((plan.tokens, plan.hidden), dtype),
+        out=shape((plan.tokens, plan.hidden), dtype),
         inbox=buffer,
         outbox=buffer,
-        returned=jax.ShapeDtypeStruct((plan.places, plan.tokens, plan.hidden), dtype),
+        returned=shape((plan.places, plan.tokens, plan.hidden), dtype),
     )
 
 

@@ -98,7 +98,7 @@ def fused(
     rows, places = _rows(counts, padded_tokens)
     if tokens == 0:  # a rank without tokens still takes part; its rows hold whatever is there
         hidden_states, router_logits = jnp.zeros((1, hidden), hidden_states.dtype), jnp.zeros((1, experts))
-    out = run(
+    out: jax.Array = run(
         Arrays(
             hidden_states=hidden_states,
             router_logits=router_logits,

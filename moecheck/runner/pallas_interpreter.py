@@ -59,7 +59,8 @@ def interpreted(backend: str, schedule: Schedule = USUAL) -> Iterator[Watch]:
         vector_clock_size=CLOCKS,
     )
     printed = _Tee(sys.stdout)
-    pltpu.reset_tpu_interpret_mode_state()
+    reset: Any = pltpu.reset_tpu_interpret_mode_state
+    reset()
     try:
         with pltpu.force_tpu_interpret_mode(params), contextlib.redirect_stdout(printed):
             yield watch
@@ -67,7 +68,7 @@ def interpreted(backend: str, schedule: Schedule = USUAL) -> Iterator[Watch]:
         if schedule.watched and found is not None and found.races_found:
             watch.race = _where(printed.kept.getvalue())
     finally:
-        pltpu.reset_tpu_interpret_mode_state()
+        reset()
 
 
 class _Tee(io.TextIOBase):

@@ -15,7 +15,7 @@ from moecheck.curated import cases_for
 from moecheck.errors import CaseError, UsageError
 from moecheck.formats import AnyArray, store, to_float64
 from moecheck.kernel import describe
-from moecheck.numerics import INPUT, Numerics
+from moecheck.numerics import INPUT, CombineOrder, Numerics
 from moecheck.oracle import Oracle
 from moecheck.references.expert_parallel_moe import expert_parallel_moe, ranks_of_experts, tokens_of_ranks
 from moecheck.references.fused_experts import fused_experts
@@ -94,7 +94,7 @@ def test_a_kernel_that_keeps_ranks_sums_passes_by_the_plain_contract() -> None:
 def test_the_reduction_order_is_a_parameter() -> None:
     case = NAMED["every-expert"]
     case = replace(case, dtype="bf16")
-    orders = ("tree", "slot", "expert", "rank")
+    orders: tuple[CombineOrder, ...] = ("tree", "slot", "expert", "rank")
     outs = [rounding(case, Numerics(combine=INPUT, combine_order=order, out="fp32")) for order in orders]
 
     for i, one in enumerate(outs):
