@@ -215,7 +215,9 @@ def _insert(write: sqlite3.Connection, table: str, rows: Iterable[tuple[object, 
 
 
 def _storable(value: object) -> object:
-    """Half a surrogate pair, as names of files may have it, cannot be kept."""
+    """Half a surrogate pair, as names of files may have it, cannot be kept, nor a number above 64 bits."""
+    if isinstance(value, int) and abs(value) >> 63:
+        return str(value)
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 from moecheck.errors import UsageError, check_known
+from moecheck.nightly.toml_text import read_toml
 
+MOST = 1 << 63
 PARTS = ("kernels", "mutants", "e2e", "bench")
 TOP = ("name", "seed", "out", "history", "xfail", "drift", *PARTS)
 OWN = ("label", "needs", "required", "time_limit")  # keys of a part that are no options of its command
@@ -56,13 +58,7 @@ def read_config(path: Path, commands: Mapping[str, click.Command], *, base: Path
 
     commands: those of PARTS, which know their options. Raises UsageError for whatever is wrong with it.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text)
-    except OSError as error:
-        raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:  # not UTF-8, or no TOML
-        raise UsageError(f"{path} is no TOML: {error}.") from error
+    text, data = read_toml(path)
     try:
         return _config(data, text, path, (base or path.parent).absolute(), commands)
     except click.UsageError as error:
@@ -114,7 +110,9 @@ def _part(name: str, table: dict[str, Any], command: click.Command) -> Part:
     if not (isinstance(needs, list) and all(isinstance(one, str) for one in needs)):
         raise UsageError(f'needs of [{name}] must be a text or a list of texts, "cuda" for example.')
     limit = table.get("time_limit")
-    if limit is not None and not (isinstance(limit, int | float) and not isinstance(limit, bool) and limit > 0):
+    if limit is not None and not (
+        isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit < math.inf
+    ):
         raise UsageError(f"time_limit of [{name}] must be a number of minutes above 0, not {limit!r}.")
     label = _text(table, "label", name)
     if not label or not all(letter.isalnum() or letter in "-_." for letter in label) or label.startswith("."):
@@ -142,7 +140,7 @@ def _words(name: str, option: click.Option, value: Any) -> list[str]:
     if isinstance(value, list) and not option.multiple:
         raise UsageError(f"{option.name} of [{name}] must be one value, not a list.")
     for one in values:
-        if not isinstance(one, str | int | float) or isinstance(one, bool):
+        if not isinstance(one, str | int | float) or isinstance(one, bool) or "\0" in str(one):
             raise UsageError(f"{option.name} of [{name}] must be a text or a number, not {one!r}.")
     return [word for one in values for word in (flag, str(one))]
 
@@ -150,8 +148,8 @@ def _words(name: str, option: click.Option, value: Any) -> list[str]:
 def _seed(value: Any) -> int | None:
     if value == "date":
         return None
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UsageError(f'seed must be "date" or an integer, not {value!r}.')
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MOST:
+        raise UsageError(f'seed must be "date" or an integer from 0 to 2^63 - 1, not {value!r}.')
     return value
 
 

@@ -6,7 +6,6 @@ long as it fails, and does when it no longer fails, so that the entry goes.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -17,6 +16,7 @@ from typing import Any
 from moecheck.checks.finding import Verdict
 from moecheck.errors import UsageError, check_known
 from moecheck.history.records import Failure, Result, Run
+from moecheck.nightly.toml_text import read_toml
 
 LONGEST = timedelta(days=366)  # an entry without an end is a switched-off check
 UNDECIDED = (Verdict.INCONCLUSIVE, Verdict.VACUOUS)
@@ -101,12 +101,7 @@ def read_xfail(path: Path | None) -> tuple[Entry, ...]:
     """The entries of a file; none without one. Raises UsageError for an entry without issue or expiry."""
     if path is None:
         return ()
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is no TOML: {error}.") from error
+    _, data = read_toml(path)
     try:
         for key in data:
             check_known("key", key, ["xfail"])

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,13 @@ def test_paths_and_names_of_any_letters(name: str, tmp_path: Path) -> None:
         kept = str(history.results()["subject"].iloc[0])
     assert kept == odd.replace("\ud800", "?")
     assert (tmp_path / name / "h.sqlite").is_file()
+
+
+@pytest.mark.parametrize("seed", [0, -(2**63), 2**70])
+def test_every_seed_can_be_kept(seed: int, tmp_path: Path) -> None:
+    with History.open(tmp_path / "h.sqlite") as history:
+        assert history.add_run(replace(run(result()), seed=seed))
+        assert float(history.runs()["seed"].iloc[0]) == float(seed)
 
 
 def test_filters(tmp_path: Path) -> None:
