@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import importlib
 import inspect
+import os
 import pickle
 import pkgutil
 import threading
@@ -355,8 +356,8 @@ def _shared(folder: Path, key: object, compute: Callable[[], Any]) -> Any:
             return pickle.load(file)  # written by this run
         result = compute()
         try:
-            pickle.dump(result, file, protocol=pickle.HIGHEST_PROTOCOL)
-            file.flush()
+            with path.open("wb") as draft:  # closed here, with what it could not write
+                pickle.dump(result, draft, protocol=pickle.HIGHEST_PROTOCOL)
         except OSError:  # a full disk: the next one computes it again
-            file.truncate(0)
+            os.truncate(path, 0)
         return result

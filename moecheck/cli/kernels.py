@@ -159,6 +159,7 @@ def kernels(
     if folder is None:
         folder = ReportFolder.create(out)
         folder.write_environment({**asdict(options), "timeout": timeout, "jobs": jobs, "ray": ray})
+    context.with_resource(folder.held())
     earlier = folder.resume()
     done = {(finding.kernel, finding.case) for finding in earlier}
 

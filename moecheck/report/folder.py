@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +49,24 @@ class ReportFolder:
         if not (path / "findings.jsonl").is_file():
             raise UsageError(f"{path} is no report folder: it has no findings.jsonl.")
         return cls(path.resolve())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs out of the folder; raises UsageError where one is writing into it. A kill gives it free.
+
+        On file systems without locks nothing is held.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(f"Another run is writing into {self.path}; wait for its end.") from error
+            except OSError:
+                pass
+            yield
+        finally:
+            os.close(descriptor)
 
     def append(self, findings: Sequence[Finding]) -> None:
         """Keep the findings of one kernel x case; the last of them is its `case` line."""

@@ -23,22 +23,27 @@ def shared_inputs(case: Case, folder: str | None) -> dict[str, Any]:
     if folder is None or case.elements < WORTH_SHARING or case.layout != "contiguous":
         return case.inputs()
     place = Path(folder) / case.digest
-    if not place.is_dir():
-        _save(case.inputs(), place)
+    if place.is_dir():
+        return _mapped(place)
+    inputs = case.inputs()
+    try:
+        _save(inputs, place)
+    except OSError:  # a full disk: every process draws its own, the same bits
+        return inputs
     return _mapped(place)
 
 
 def _save(inputs: dict[str, Any], place: Path) -> None:
     """Write under a temporary name first, so that a reader finds all of it or nothing."""
-    draft = Path(tempfile.mkdtemp(dir=place.parent))
-    for name, value in inputs.items():
-        array = np.asarray(value)
-        np.save(draft / f"{name}.{array.dtype.name}.npy", _plain(array))
-    try:
-        os.rename(draft, place)
-    except OSError:  # another process was first; the drawn bits are the same
-        if not place.is_dir():
-            raise
+    with tempfile.TemporaryDirectory(dir=place.parent, ignore_cleanup_errors=True) as draft:
+        for name, value in inputs.items():
+            array = np.asarray(value)
+            np.save(Path(draft) / f"{name}.{array.dtype.name}.npy", _plain(array))
+        try:
+            os.rename(draft, place)
+        except OSError:  # another process was first; the drawn bits are the same
+            if not place.is_dir():
+                raise
 
 
 def _mapped(place: Path) -> dict[str, Any]:
