@@ -217,7 +217,8 @@ def _speed(bench: Bench) -> str:
     wrong = sum(entry.status in ("wrong", "failed") for entry in bench.entries)
     text = count(sum(entry.status == "timed" for entry in bench.entries), "time")
     if ratios:
-        text += f", {min(ratios):.2f} to {max(ratios):.2f} times as fast as {code(_clip(bench.baseline))}"
+        ends = dict.fromkeys((f"{min(ratios):.2f}", f"{max(ratios):.2f}"))
+        text += f", {' to '.join(ends)} times as fast as {code(_clip(bench.baseline))}"
     return text + (f", **{count(wrong, 'wrong or failed result')}**" if wrong else "")
 
 

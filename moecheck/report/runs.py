@@ -48,10 +48,10 @@ class Run:
 
     @property
     def machine(self) -> str:
-        """The processor, or the GPU that a run of `moecheck bench` measured; empty where it is not known."""
-        if isinstance(self.content, Bench) and self.content.limits:
-            return ", ".join(limits.device for limits in self.content.limits.values())
-        return str(self.environment.get("cpu") or "")
+        """The processor, and the accelerators that a run of `moecheck bench` measured; empty where it is not known."""
+        limits = self.content.limits if isinstance(self.content, Bench) else {}
+        devices = [one.device for device, one in limits.items() if device != "cpu"]
+        return ", ".join([*([str(cpu)] if (cpu := self.environment.get("cpu")) else []), *devices])
 
 
 def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[str]]:

@@ -72,7 +72,7 @@ def test_the_environment_names_machine_commit_and_versions(text: str) -> None:
     facts = {row[0]: row[1:] for row in rows(text, "|  | ")}
 
     assert "AMD EPYC 9654" in facts["machine"]
-    assert "NVIDIA H200" in facts["machine"]
+    assert any(machine.endswith("NVIDIA H200") for machine in facts["machine"])
     assert facts["torch"][1] == "2.13.0" or "2.13.0" in facts["torch"]
     assert "0123456789abcdef0123456789abcdef01234567" in facts["commit"]
 
