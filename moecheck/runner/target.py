@@ -147,6 +147,8 @@ def _infer_op(function: Callable[..., Any]) -> str:
     code = getattr(function, "__code__", None)
     names = set(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]) - {"spec", "out"} if code else set()
     fitting = [op.name for op in OPS.values() if names and names <= set(op.arg_names)]
+    if "num_ranks" not in names and "moe_layer" in fitting:  # without that argument a layer lies on one rank
+        fitting.remove("expert_parallel_moe")
     if len(fitting) == 1:
         return fitting[0]
     found = f"its arguments fit {', '.join(fitting)}" if fitting else "its arguments fit none"

@@ -45,6 +45,11 @@ def check_indices(op: str, arrays: Mapping[str, Any], axes: Axes) -> None:
     _check_range(arrays, "tid2eid", 0, sizes.get("E", 0), "experts")
     if op == "shuffle_rows":
         _check_range(arrays, "row_map", 0, len(arrays["x"]), "rows of x")
+    _check_range(arrays, "expert_placement", 0, sizes.get("E", 0), "experts")
+    if "rank_tokens" in arrays and (arrays["rank_tokens"].sum() != sizes["T"] or (arrays["rank_tokens"] < 0).any()):
+        raise CaseError(f"rank_tokens={arrays['rank_tokens'].tolist()} must be shares of the {sizes['T']} tokens.")
+    if "expert_placement" in arrays:
+        _check_places(arrays["expert_placement"], sizes)
     _check_range(arrays, "expert_counts", 0, sizes.get("C", 0) + 1, "counts that there is room for")
     if op == "grouped_gemm":
         ends = arrays["expert_ends"]
@@ -55,6 +60,15 @@ def check_indices(op: str, arrays: Mapping[str, Any], axes: Axes) -> None:
             raise CaseError(
                 f"expert_ends[{at}]={ends[at]} is less than the one before it, {ends[at - 1]}; these are prefix sums."
             )
+
+
+def _check_places(placement: AnyArray, sizes: Mapping[str, int]) -> None:
+    """CaseError for an expert without a place, and for ranks that would hold different numbers of them."""
+    absent = np.setdiff1d(np.arange(sizes["E"]), placement)
+    if len(absent):
+        raise CaseError(f"expert_placement names no place of expert {absent[0]}.")
+    if len(placement) % sizes["P"]:
+        raise CaseError(f"expert_placement has {len(placement)} places, which {sizes['P']} ranks cannot share evenly.")
 
 
 def _read(arg: Arg, value: object) -> Any:

@@ -25,6 +25,8 @@ WORDS = {
     "D": "token ids",
     "n": "output columns",
     "K": "input columns",
+    "P": "ranks",
+    "Q": "places of experts",
 }
 # A layer's expert weights have a row for each real and each fused shared expert, its logits one for each routed one.
 _LAYER_WEIGHTS = ("w13", "w2", "w13_bias", "w2_bias")
@@ -46,7 +48,7 @@ class Axes:
 def axes_of(op: str, inputs: Mapping[str, Any], spec: MoESpec) -> Axes:
     """The sizes of all axes of an op's given arguments; CaseError names the first argument that does not fit."""
     axes = Axes()
-    for name, letter in (("num_experts", "E"), ("hidden_size", "H"), ("intermediate_size", "I")):
+    for name, letter in (("num_experts", "E"), ("hidden_size", "H"), ("intermediate_size", "I"), ("num_ranks", "P")):
         if name in inputs:
             axes.bind(letter, inputs[name], name)
     for arg in OPS[op].args:

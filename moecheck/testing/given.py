@@ -102,6 +102,9 @@ def _case(op: str, spec: MoESpec, arrays: Mapping[str, Any], axes: Axes, dtype: 
         dtype=dtype,
         hidden_scale="hidden_scale" in arrays,
         latent_size=sizes["X"] if spec.latent_experts else 0,
+        num_ranks=arrays.get("num_ranks", 1),
+        uneven_ranks="rank_tokens" in arrays,
+        map_style="shuffled" if "expert_placement" in arrays else "linear",
         seed=_fingerprint(arrays),
         name="given",
     )

@@ -15,6 +15,7 @@ OPTIONAL = frozenset(
     {"correction_bias", "per_expert_scale", "expert_map", "hidden_scale", "bias", "w13_bias", "w2_bias"}
     | set(QUANTISED)
     | {"shared_w13", "shared_w2", "shared_gate", "token_ids", "tid2eid", "latent_down", "latent_up"}
+    | {"rank_tokens", "expert_placement"}
 )
 TIE_RULES = get_args(TieRule)
 _LONGEST = 60  # characters of a value that a sentence repeats
