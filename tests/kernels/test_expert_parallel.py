@@ -63,7 +63,7 @@ def test_auto_takes_the_fused_kernel_where_it_can() -> None:
 def checkpoint(layout: str) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
     """A layer's tensors of distinct values, by the names of the layout."""
     names, draw = LAYOUTS[layout], np.random.default_rng(7)
-    shapes = {names.router: (E, H)}
+    shapes: dict[str, tuple[int, ...]] = {names.router: (E, H)}
     for expert in range(E):
         shapes |= {
             names.gate.format(expert): (N, H),
