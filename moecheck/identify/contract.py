@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from moecheck.numerics import Numerics
 from moecheck.oracle import Oracle
 
 from .candidates import EXPERT_OPS
+from .quantisers import arithmetics, rarity
 from .result import Identified, stored
 from .search import Search, pool_of
 
@@ -20,6 +22,7 @@ from .search import Search, pool_of
 # that allows for many of them would allow for anything; what is no contract agrees in less than a hundredth there.
 LEAST = 0.25
 NEAR, LEAD = 0.5, 0.05
+SAME = 0.005  # of a probe's outputs, within which two arithmetics explain as much: flips of the kernel's sums
 
 
 @np.errstate(all="ignore")  # a candidate may overflow where the kernel does not
@@ -32,11 +35,18 @@ def identify(
 ) -> Identified:
     """The contract whose reference agrees best with a kernel's outputs, averaged over the cases.
 
+    The arithmetic of its quantisers, which changes one code in a million, is then that which cases of the stratum
+    `quantiser` show; they tell nothing else, and a kernel that they do not explain keeps what others show.
     observations: cases of one op, each with the kernel's `observation`. The search is over rounding
     points only, never over factors, indices or functions: what a contract cannot explain stays unexplained.
     requantising: whether contracts with quantisers are tried where no other explains the outputs. declared: where the
     search starts; if it explains the outputs as well as a simulated kernel of it, only contracts near it are compared.
     """
+    probes = [(case, out) for case, out in observations if case.stratum == "quantiser"]
+    if probes and len(probes) < len(observations):
+        ordinary = [(case, out) for case, out in observations if case.stratum != "quantiser"]
+        found = identify(ordinary, oracle, requantising=requantising, declared=declared)
+        return replace(found, numerics=_arithmetic(found.numerics, probes, oracle)) if found.known else found
     if not observations:
         raise ValueError("A contract is identified from one output at least.")
     cases = tuple(case for case, _ in observations)
@@ -69,6 +79,21 @@ def identify(
         compare=search.compare,
         discordant=search.discordant,
     )
+
+
+def _arithmetic(numerics: Numerics, probes: Sequence[tuple[Case, AnyArray]], oracle: Oracle) -> Numerics:
+    """The contract with the arithmetic of quantisers that explains the probes; as it is where none does."""
+    if not numerics.requantises:
+        return numerics
+    pool = pool_of(tuple(case for case, _ in probes), oracle)
+    search = Search(pool, [out for _, out in probes])
+    agreement = {other: search.agreement(other) for other in arithmetics(numerics)}
+    most = max(agreement.values())
+    alike = [other for other, share in agreement.items() if share >= most - SAME]
+    if numerics in alike:
+        return numerics
+    best = min(alike, key=rarity)
+    return best if is_known(agreement[best], pool.expected(best), rows=sum(len(out) for _, out in probes)) else numerics
 
 
 def is_known(agreement: float, expected: float, *, rows: int) -> bool:

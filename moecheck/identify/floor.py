@@ -10,6 +10,7 @@ from moecheck.kernel import Declaration
 from moecheck.numerics import INPUT, QUANTISERS, STORES, Numerics
 
 from .candidates import ROUTER, stores_of_op
+from .quantisers import differs_in_arithmetic
 from .result import NAMES, Identified, declaration_sentence, describe, difference
 
 # Kept in fp32 by a kernel that declares nothing, whatever its inputs are.
@@ -105,7 +106,17 @@ def _judged(declared: Numerics | None, found: Identified, require: Mapping[str, 
                 f"rounds {store_words(low)} below the floor without declaring it: {part.words()} If that is meant, "
                 f"declare {declaration_sentence(part.numerics)}.{_changes(found)}"
             )
-    return Verdict.PASS, found.words()
+    return Verdict.PASS, found.words() + _other_arithmetic(declared, found)
+
+
+def _other_arithmetic(declared: Numerics | None, found: Identified) -> str:
+    """What a kernel may add to its declaration, which ordinary numbers do not show."""
+    if declared is None or not found.known or not differs_in_arithmetic(declared, found.numerics):
+        return ""
+    return (
+        " Where codes tie or tokens are next to nothing its quantisers are not quite those that it declares: "
+        f"{difference(found.numerics, declared, found.stores)}. Declare {declaration_sentence(found.numerics)}."
+    )
 
 
 def _changes(found: Identified) -> str:

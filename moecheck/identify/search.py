@@ -48,7 +48,6 @@ class Pool:
         self.stores = stores_of_all(cases)
         self.dtypes = tuple(dict.fromkeys(case.dtype for case in cases))
         self.cases = cases
-        self.tiny = any(case.stratum == "quantiser" for case in cases)
         self._bits: dict[Numerics, tuple[int, ...]] = {}
 
     def bits(self, numerics: Numerics) -> tuple[int, ...]:
@@ -101,7 +100,7 @@ class Search:
         self.tried |= dict.fromkeys(starts)
         first, outputs = self._scores[0], self._pool.outputs[0]
         best = self._climb([max(starts, key=lambda c: first.merit(outputs.number(c)))])
-        alike = quantiser_neighbours(best, tiny=self._pool.tiny)
+        alike = quantiser_neighbours(best)
         self.tried |= dict.fromkeys(alike)
         least = max(self._merit(other) for other in (best, *alike)) - ALIKE
         return min((other for other in (best, *alike) if self._merit(other) >= least), key=rarity)
@@ -113,7 +112,7 @@ class Search:
         settled = self.agreement(best) >= SETTLED
         candidates = [] if settled else [narrowed(best, fmt) for fmt in ("bf16", "fp16")]
         for _ in range(STEPS):
-            candidates += [*neighbours(best, self._pool.stores), *quantiser_neighbours(best, tiny=self._pool.tiny)]
+            candidates += [*neighbours(best, self._pool.stores), *quantiser_neighbours(best)]
             if settled:
                 candidates = [other for other in candidates if formats_of(other) <= formats_of(best)]
             if not candidates:

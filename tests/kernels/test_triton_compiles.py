@@ -17,7 +17,15 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from moecheck.kernels.triton import _jit_align, _jit_gemm, _jit_quantised, _jit_routing, _jit_rows, _tiles
+from moecheck.kernels.triton import (
+    _jit_align,
+    _jit_gemm,
+    _jit_one_launch,
+    _jit_quantised,
+    _jit_routing,
+    _jit_rows,
+    _tiles,
+)
 from moecheck.tuning.table import load
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -115,6 +123,26 @@ def test_quantised_experts(group: int, native: bool) -> None:
     constants = QUANTISED | {"INTEGER": False, "SCALE_ROWS": group or 1, "GROUP": group, "NATIVE": native}
     made = compiled(_jit_quantised.quantised_gemm_kernel, constants, types=FP8)
     assert ("e4m3.e4m3" in made.asm["ptx"]) == native
+
+
+@pytest.mark.parametrize(
+    ("ordered", "native", "block_m", "chunk"), [(True, False, 8, 8), (False, False, 64, 0), (True, True, 64, 8)]
+)
+def test_one_launch(ordered: bool, native: bool, block_m: int, chunk: int) -> None:
+    constants = {
+        "TOP_K": 8, "SLOTS": 8, "HAS_MAP": True, "WEIGHTED": True, "ORDERED": ordered, "CHUNK": chunk,
+        "SCALES_IN_TURNS": chunk == 8, "GROUP": 128, "NATIVE": native, "LARGEST": 448.0, "LEAST_AMAX": 1e-10,
+        "LIMIT": 0.0, "ALPHA": 1.0, "BETA": 0.0, "ACTIVATION": "silu", "BLOCK_M": block_m, "ROWS": max(16, block_m),
+        "UP_N": 64, "DOWN_N": 128, "BLOCK_K": 128, "BLOCK_H": 128,
+    }  # fmt: skip
+    codes = dict.fromkeys(("x", "w13", "w2"), "*fp8e4nv")
+    sums = dict.fromkeys(("h", "parts", "w13_scale", "w2_scale"), "*fp32")
+    integers = dict.fromkeys(("ticket", "ready", "arrived"), "*i32")
+    made = compiled(_jit_one_launch.one_launch_kernel, constants, types=codes | sums | integers, stages=3)
+    assert made.metadata.shared <= _tiles.SHARED_MEMORY
+    text = made.asm["ptx"]
+    assert ("e4m3.e4m3" in text) == native
+    assert ".acq_rel" in text  # what one program stores is seen by those that wait for it
 
 
 def test_integer_experts() -> None:
