@@ -19,6 +19,7 @@ from moecheck.report.pictures_file import read_picture
 from moecheck.report.pull_request import pull_request
 from moecheck.report.results import RunSummary
 from moecheck.report.runs import Run, find_runs
+from moecheck.report.text import count
 
 HISTORY = "history.sqlite"  # beside the runs of `moecheck nightly`
 LATEST = Path("reports") / "latest"
@@ -66,7 +67,7 @@ def _site(folders: Sequence[Path], out: Path | None, history: Path | None, title
     target = out or folders[0] / "site"
     pages, notes = build_site(target, runs, history=store, title=title, processes=min(cores(), 8))
     _tell([*unread, *notes])
-    click.echo(f"{pages} pages over {len(runs)} runs: {target / 'index.html'}")
+    click.echo(f"{count(pages, 'page')} over {count(len(runs), 'run')}: {target / 'index.html'}")
     return 0
 
 

@@ -152,10 +152,50 @@ def _entry(data: Mapping[str, Any]) -> Entry:
 
 
 def _record(kind: type[Record], data: Mapping[str, Any]) -> Record:
-    """A record of what the file has of its fields; what follows from them is left out. Lists become tuples."""
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # every kind here is a dataclass
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in names}
+    """A record of what the file has of its fields; what follows from them is left out. Lists become tuples.
+
+    Raises TypeError for a value of another type than its field.
+    """
+    types = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]  # they are dataclasses
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items() if name in types}
+    for name, value in values.items():
+        if not _FITS.get(types[name], _anything)(value):
+            raise TypeError(f"{name} is {value!r:.60}, which is no {types[name]}")
     return kind(**values)
+
+
+def _anything(value: object) -> bool:
+    return True
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_table(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, dict) and all(fits(item) for item in value.values())
+
+
+# How a field is annotated -> what its value must be; records within records are read before.
+_FITS: dict[str, Callable[[object], bool]] = {
+    "str": _is_text,
+    "str | None": lambda value: value is None or _is_text(value),
+    "Status": _is_text,
+    "Method": _is_text,
+    "int": _is_number,
+    "int | None": lambda value: value is None or _is_number(value),
+    "float": _is_number,
+    "float | None": lambda value: value is None or _is_number(value),
+    "bool": lambda value: isinstance(value, bool),
+    "tuple[str, ...]": lambda value: isinstance(value, tuple) and all(map(_is_text, value)),
+    "dict[str, int]": _is_table(_is_number),
+    "dict[str, float]": _is_table(_is_number),
+    "dict[str, str]": _is_table(_is_text),
+}
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any]], Content]] = {
