@@ -97,7 +97,7 @@ def import_place(place: str) -> ModuleType:
 
 def _import_file(place: str) -> ModuleType:
     path = Path(place).resolve()
-    name = f"moecheck_user_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}_{path.stem}"
+    name = f"moecheck_user_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}_{path.stem}"
     if name in sys.modules:
         return sys.modules[name]
     try:
