@@ -109,7 +109,7 @@ def accuracy(numbers: AccuracyNumbers, *, margin: float, stopped: str | None = N
 def detectable_words(numbers: AccuracyNumbers) -> str:
     """What the run could have seen."""
     if numbers.detectable is None:
-        return f"{numbers.table.n} questions cannot show any drop at p < {ALPHA:g}"
+        return f"of {numbers.table.n} questions no drop would be found 4 times of 5"
     return f"a drop of {100 * numbers.detectable:.1f} points would have been found 4 times of 5"
 
 

@@ -77,7 +77,7 @@ def test_more_flips_than_the_baseline_has_against_itself() -> None:
 
 
 def test_too_few_questions_are_said_to_show_nothing() -> None:
-    assert "cannot show any drop" in accuracy(numbers(0, 0, 5), margin=0.02).message
+    assert "no drop would be found" in accuracy(numbers(0, 0, 5), margin=0.02).message
 
 
 def test_an_early_stop_decides() -> None:
