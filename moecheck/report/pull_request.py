@@ -61,9 +61,9 @@ def _kernels(run: Run) -> Iterator[str]:
     yield "### Accuracy against float64 references"
     yield ""
     tol = "" if summary.tol is None else f" (tol {summary.tol:g})"
-    names = ("kernel", "op", "device", "verdict", "cases", ">max diff", ">max rel diff", f">mismatch ratio{tol}")
+    numbers = (">max diff", ">max rel diff", f">mismatch ratio{tol}", ">worst z", ">sees")
+    names = ("kernel", "op", "device", "verdict", "cases", *numbers)
     tested = [kernel for kernel in reversed(summary.kernels) if kernel.verdict is not Verdict.SKIP]
-    names = (*names, ">worst z", ">sees")
     passed = [kernel for kernel in tested if kernel.verdict is Verdict.PASS] if len(tested) > MOST else []
     shown = [kernel for kernel in tested if kernel not in passed]
     if shown:

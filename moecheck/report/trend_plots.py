@@ -10,7 +10,6 @@ from datetime import datetime
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.dates import date2num
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
@@ -44,7 +43,7 @@ def trend_svg(times: Sequence[datetime], failed: Sequence[bool], panel: Panel) -
         figure = Figure(figsize=_SIZE)
         figure.subplots_adjust(left=0.15, right=0.97, bottom=0.14, top=0.95)
         axes = figure.add_subplot()
-        days = [float(date2num(time)) for time in times]
+        days = [time.timestamp() / 86400 for time in times]
         _draw(axes, days, failed, panel)
         _dates(axes, times, days)
         return svg_markup(figure, f"{panel.title} from run to run")

@@ -39,8 +39,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, folder in enumerate(folders, 1):
             statuses = (said,) if number == 2 else ()
             here = read_run(folder, machine=MACHINE)
-            started = {"night": f"night-{number:03}", "started": here.started}
-            history.add(replace(night_of(here), **started, statuses=statuses))
+            night = replace(night_of(here), night=f"night-{number:03}", started=here.started, statuses=statuses)
+            history.add(night)
     return parent
 
 

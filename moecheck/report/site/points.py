@@ -64,9 +64,9 @@ def points_of_history(path: Path) -> list[Point]:
         results = history.results().to_dict("records")
         profiles = dict(history.runs()[["run", "profile"]].itertuples(index=False, name=None))
         values: dict[tuple[Any, ...], dict[str, float]] = {}
-        for row in history.metrics().itertuples(index=False):
+        for row in history.metrics().to_dict("records"):
             # In the store NULL is NaN, as in the frame.
-            values.setdefault((row.run, row.subject, row.device), {})[row.metric] = float(row.value)
+            values.setdefault((row["run"], row["subject"], row["device"]), {})[str(row["metric"])] = float(row["value"])
     for numbers in values.values():
         slope, ratio = numbers.get("slope_error", 0.0), numbers.get("slope_z", 0.0)
         if slope and ratio:
