@@ -20,6 +20,8 @@ SMALL_WIDTHS = ((64, 32), (160, 48), (90, 44))
 TOKENS, SMALL_TOKENS = (16, 33, 5), (4, 7)
 # Rows that a quick or default run leaves out for an interpreter.
 LARGE = ("many-tokens", "one-token", "outliers", "whole-blocks")
+# Rows whose units are whole blocks of 128 for an interpreter, too: a layout that interleaves gates and ups needs that.
+WHOLE = ("plain", "no-tokens")
 _TOP2 = RoutingSpec(top_k=2, renormalize=True)
 Row = tuple[str, str, dict[str, object]]
 ROWS: tuple[Row, ...] = (
@@ -121,6 +123,7 @@ def _named(row: Row, quantization: Quantization, *, seed: int, small: bool) -> C
     values["spec"] = replace(spec, experts=replace(spec.experts, quantization=quantization))
     if small:
         values |= {"num_tokens": min(int(str(values["num_tokens"])), 6), "num_experts": 4}
-        values |= {"hidden_size": 144, "intermediate_size": min(int(str(values["intermediate_size"])), 72)}
+        widest = 128 if name in WHOLE else 72
+        values |= {"hidden_size": 144, "intermediate_size": min(int(str(values["intermediate_size"])), widest)}
     named = f"{scheme_name(quantization)}-{name}"
     return Case(op=OP, name=named, reason=reason, seed=seed, **values)  # type: ignore[arg-type]  # the table above is tested

@@ -70,8 +70,8 @@ def check(spec: moecheck.ExpertSpec) -> None:
 
 def one_launch(
     hidden_states: torch.Tensor,
-    w13: tuple[torch.Tensor, torch.Tensor],
-    w2: tuple[torch.Tensor, torch.Tensor],
+    first: tuple[torch.Tensor, torch.Tensor],
+    second: tuple[torch.Tensor, torch.Tensor],
     topk_weights: torch.Tensor,
     topk_ids: torch.Tensor,
     expert_map: torch.Tensor | None,
@@ -84,13 +84,12 @@ def one_launch(
 ) -> torch.Tensor:
     """The weighted sum of each token's experts, [T, H] in the dtype of hidden_states.
 
-    w13, w2: codes [L, 2I, H] and [L, H, I] with their scales of blocks of 128 x 128. ordered: slots are added in their
+    first, second: codes [L, 2I, H] and [L, H, I] with their scales of blocks of 128 x 128. ordered: slots are added in their
     order, else as they come. scales_in_turns: scales of w13 alternate between blocks of gates and of ups, as the rows
     do. native: fp8 tensor cores instead of fp16's. tiles: a configuration, instead of the measured one or the rule's.
     """
     check(spec)
-    (w13, w13_scale), (w2, w2_scale) = w13, w2
-    w13, w13_scale, w2, w2_scale = w13.contiguous(), w13_scale.contiguous(), w2.contiguous(), w2_scale.contiguous()
+    (w13, w13_scale), (w2, w2_scale) = ((c.contiguous(), s.contiguous()) for c, s in (first, second))
     (num_tokens, hidden), inter, top_k = hidden_states.shape, w2.shape[2], topk_ids.shape[1]
     if tiles is None:
         tiles = configuration(w13, w2, topk_ids)
@@ -108,9 +107,11 @@ def one_launch(
     codes, x_scale = quantise_rows(hidden_states, BLOCK, w13.dtype, None, weights if on_input else None)
     num_pairs, num_blocks = topk_ids.numel(), len(metadata[1])
     up_tiles, down_tiles = triton.cdiv(inter, tiles["up_n"]), triton.cdiv(hidden, tiles["down_n"])
-    fp32 = {"dtype": torch.float32, "device": out.device}
-    h = torch.empty(num_pairs, inter, **fp32)
-    parts = torch.empty(num_pairs, hidden, **fp32) if ordered else torch.zeros(num_tokens, hidden, **fp32)
+    h = out.new_empty(num_pairs, inter, dtype=torch.float32)
+    if ordered:
+        parts = out.new_empty(num_pairs, hidden, dtype=torch.float32)
+    else:
+        parts = out.new_zeros(num_tokens, hidden, dtype=torch.float32)
     counters = torch.zeros(1 + num_blocks + num_tokens * down_tiles, dtype=torch.int32, device=out.device)
     one_launch_kernel[(num_blocks * (up_tiles + down_tiles),)](
         codes, x_scale, w13, w13_scale, w2, w2_scale, weights, topk_ids.contiguous(),

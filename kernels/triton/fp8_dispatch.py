@@ -57,8 +57,8 @@ def choose(
 ) -> Choice:
     """The rule for a layer and a number of tokens. capability: of the GPU, None for Triton's interpreter."""
     if scale_block != (BLOCK, BLOCK):
-        rows, columns = scale_block
-        return Choice(path="dequantise", reason=f"scales of {rows} x {columns}, not of {BLOCK} x {BLOCK} blocks")
+        reason = "scales of {} x {}, not of blocks of 128 x 128".format(*scale_block)
+        return Choice(path="dequantise", reason=reason)
     if capability is not None and capability < FIRST_WITH_FP8:
         return Choice(path="dequantise", reason="a GPU without fp8 conversion ({}.{})".format(*capability))
     if biases:

@@ -80,8 +80,8 @@ MUTANTS = {
     "gate and up exchanged": Planted(
         file=DEVICE, function="hidden_tile", find="turns % 2", put="1 - turns % 2"),
     "output not zeroed": Planted(
-        file=HOST, function="one_launch", find="torch.zeros(num_tokens, hidden, **fp32)",
-        put="torch.empty(num_tokens, hidden, **fp32)", ordered=False),
+        file=HOST, function="one_launch", find="out.new_zeros(num_tokens, hidden, dtype=torch.float32)",
+        put="out.new_empty(num_tokens, hidden, dtype=torch.float32)", ordered=False),
     "routing weight twice": Planted(
         file=DEVICE, function="one_launch_kernel", find=WEIGHT, put=f"{WEIGHT} * {WEIGHT}", ordered=False),
     "amax of signed values": Planted(
