@@ -15,6 +15,8 @@ from moecheck.registry import COMPILING
 from moecheck.runner.pool import KernelPool, default_memory
 from moecheck.runner.target import Target, load
 from moecheck.runner.worker import run_case
+from moecheck.scoring.pallas_sources import PALLAS_MUTANTS
+from moecheck.scoring.source_kernels import kernel_trials
 from moecheck.spec import ExpertSpec, MoESpec, RoutingSpec
 
 pytest.importorskip("jax")
@@ -52,6 +54,14 @@ def test_calls_over_ranks_are_right_and_race_nowhere(name: str) -> None:
     _, declaration = load(TARGET)
     judged = judge(case, outcome.outputs, oracle, Limits(), declaration.numerics)
     assert verdict_of(judged.judgements) not in FAILURES, judged.judgements
+
+
+def test_a_planted_bug_is_seen() -> None:
+    one = next(one for one in PALLAS_MUTANTS if one.name == "pallas: gate and up tile not awaited")
+
+    found = kernel_trials((one,), seeds=1, jobs=1, with_baselines=False)
+
+    assert [score.killed for score in found.scores] == [True]
 
 
 @pytest.mark.parametrize("load", ["gapped", "ties", "negative"])
