@@ -25,3 +25,10 @@ def bind(end: Connection) -> None:
     fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
     if end.poll():  # it was closed before the signal was asked for
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def bind_one_of_many(end: Connection) -> None:
+    """As `bind`, for a pipe that several processes are given: it tells one owner only, so each opens it anew."""
+    if sys.platform == "linux":
+        end = Connection(os.open(f"/proc/self/fd/{end.fileno()}", os.O_RDONLY | os.O_NONBLOCK), writable=False)
+    bind(end)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +15,7 @@ from moecheck.errors import HarnessError
 from moecheck.mutants import Mutant, all_mutants
 from moecheck.mutants.bugs import sources_of
 from moecheck.runner.cluster import Cluster, TaskLost
+from moecheck.runner.leash import bind_one_of_many
 from moecheck.runner.pool import start_context
 
 from . import trials
@@ -134,8 +135,14 @@ def run_score(
     )
 
 
-def _processes(jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(max_workers=jobs, mp_context=start_context())
+@contextmanager
+def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with this one, also when it is killed."""
+    context = start_context()
+    leash, hand = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=bind_one_of_many, initargs=(leash,))
+    with leash, hand, pool:
+        yield pool
 
 
 def _wanted(one: Mutant, plan: Plan) -> bool:
