@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 from .generator import is_held_out, problems
@@ -28,7 +29,8 @@ def few_shot() -> Path:
     return HERE / "few_shot.jsonl"
 
 
-def chosen_problems() -> list[Problem]:
+@cache
+def chosen_problems() -> tuple[Problem, ...]:
     """SIZES[n] held-out problems of n operations each, in random order."""
     left, seen, chosen = dict(SIZES), set(), []
     for problem in problems(SEED, operations=tuple(SIZES)):
@@ -39,7 +41,7 @@ def chosen_problems() -> list[Problem]:
             if not any(left.values()):
                 break
     # The last ones found would all be of the largest class: order by a hash of the content.
-    return sorted(chosen, key=lambda problem: hashlib.sha256(f"order:{problem.content}".encode()).digest())
+    return tuple(sorted(chosen, key=lambda problem: hashlib.sha256(f"order:{problem.content}".encode()).digest()))
 
 
 def few_shot_problems() -> Iterator[Problem]:
