@@ -84,9 +84,10 @@ def one_launch(
 ) -> torch.Tensor:
     """The weighted sum of each token's experts, [T, H] in the dtype of hidden_states.
 
-    first, second: codes [L, 2I, H] and [L, H, I] with their scales of blocks of 128 x 128. ordered: slots are added in their
-    order, else as they come. scales_in_turns: scales of w13 alternate between blocks of gates and of ups, as the rows
-    do. native: fp8 tensor cores instead of fp16's. tiles: a configuration, instead of the measured one or the rule's.
+    first, second: codes [L, 2I, H] and [L, H, I] with their scales of blocks of 128 x 128. ordered: slots are added in
+    their order, else as they come. scales_in_turns: scales of w13 alternate between blocks of gates and of ups, as the
+    rows do. native: fp8 tensor cores instead of fp16's. tiles: a configuration, instead of the measured one or the
+    rule's.
     """
     check(spec)
     (w13, w13_scale), (w2, w2_scale) = ((c.contiguous(), s.contiguous()) for c, s in (first, second))
