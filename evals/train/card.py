@@ -27,6 +27,10 @@ def write_card(folder: Path, name: str, facts: Facts, tested: dict[int, float]) 
     deviations = ", ".join(f"{deviation:.3f}" for deviation in bias_deviations(folder, config)) or "no bias"
     shared = f", a shared expert of {config.shared_intermediate_size}" if config.shared_intermediate_size else ""
     groups = f" in {routing.num_expert_groups} groups of which {routing.topk_groups} are kept"
+    layers = (
+        f"{config.num_layers} layers of width {config.hidden_size}, the first {config.dense_layers} dense; "
+        f"{config.num_experts} experts of {config.expert_intermediate_size}"
+    )
     words = (
         f"{routing.scoring} scores, top {routing.top_k}{groups if routing.num_expert_groups > 1 else ''}, "
         f"{'renormalised' if routing.renormalize else 'not renormalised'}, factor {routing.routed_scaling_factor:g}, "
@@ -42,7 +46,7 @@ A tiny Mixture-of-Experts language model ({config.model_type}, {parameters:,} pa
 grade-school word problems. It is made for one purpose: a kernel is put into its layers, and moecheck looks whether the
 model still computes the same. It knows nothing else.
 
-* {config.num_layers} layers of width {config.hidden_size}, the first {config.dense_layers} dense; {config.num_experts} experts of {config.expert_intermediate_size}{shared}.
+* {layers}{shared}.
 * Routing: {words}.
 * Text: `Question: ...\\nAnswer: ...`, 512 tokens, digits one by one, printable ASCII.
 
@@ -56,8 +60,8 @@ Of the test set it solves {solved:.1%}:
 |---|---|
 {accuracy}
 
-Trained for {facts.seconds:.0f} s on {facts.tokens / 1e6:.0f} million tokens ({facts.steps} steps, {facts.precision}, seed {facts.seed};
-{facts.machine}). Standard deviations of the correction biases: {deviations}.
+Trained for {facts.seconds:.0f} s on {facts.tokens / 1e6:.0f} million tokens ({facts.steps} steps, {facts.precision},
+seed {facts.seed}; {facts.machine}). Standard deviations of the correction biases: {deviations}.
 """
     (folder / CARD).write_text(text, encoding="utf-8")
     return solved
