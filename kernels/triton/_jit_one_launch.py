@@ -172,7 +172,5 @@ def one_launch_kernel(
                 cache_modifier=".cg",
             )  # fmt: skip
     else:
-        total = tl.load(
-            parts + tokens[:, None] * hidden + columns[None, :], mask=mask, other=0.0, cache_modifier=".cg"
-        )
+        total = tl.load(parts + tokens[:, None] * hidden + columns[None, :], mask=mask, other=0.0, cache_modifier=".cg")
     tl.store(out + tokens[:, None] * hidden + columns[None, :], total.to(out.dtype.element_ty), mask=mask)
