@@ -30,16 +30,20 @@ def main() -> int:
         runs, _ = find_runs([folder / "reports"])
         pages, _ = build_site(folder / "site", runs, processes=1)
         cpu = _processor_seconds() - used
-        print(f"{pages} pages, built in {cpu:.1f} s of one core ({time.monotonic() - start:.1f} s by the clock)")
+        sys.stdout.write(
+            f"{pages} pages, built in {cpu:.1f} s of one core ({time.monotonic() - start:.1f} s by the clock)" + "\n"
+        )
         program = browser.find_chromium()
         if program is None:
-            print("not opened: no Chromium is installed")
+            sys.stdout.write("not opened: no Chromium is installed" + "\n")
             return int(cpu > 2 * BUILD)
         with browser.Browser(program, folder / "profile") as page:
             page.open(folder / "site" / "index.html")
             seconds = page.run("performance.timing.loadEventEnd - performance.timing.navigationStart") / 1000
             rows = page.run("document.querySelectorAll('#kernels tbody tr').length")
-        print(f"index.html with {rows} kernels opened in {seconds:.2f} s; load average {os.getloadavg()[0]:.1f}")
+        sys.stdout.write(
+            f"index.html with {rows} kernels opened in {seconds:.2f} s; load average {os.getloadavg()[0]:.1f}" + "\n"
+        )
     return int(cpu > 2 * BUILD or not 0 < seconds < OPEN)
 
 
