@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
@@ -282,7 +282,7 @@ def _check_fields(record: RoutingSpec | ExpertSpec | MoESpec) -> None:
         elif hint is int:
             _require(_is_number(value) and isinstance(value, int), f"{f.name}={value!r} must be an integer.")
         elif hint is float or (hint == float | None and value is not None):
-            _require(_is_number(value) and math.isfinite(value), f"{f.name}={value!r} must be a finite number.")
+            _require(_is_finite(value), f"{f.name}={value!r} must be a finite number.")
         elif hint in (RoutingSpec, ExpertSpec):
             _require(isinstance(value, hint), f"{f.name}={value!r} must be a {hint.__name__}.")
         elif hint == Quantization | None:
@@ -293,6 +293,11 @@ def _check_fields(record: RoutingSpec | ExpertSpec | MoESpec) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a number is finite as a float: an integer may be too large for one."""
+    return isinstance(value, int | float) and _is_number(value) and abs(value) <= sys.float_info.max
 
 
 def _require(condition: bool, message: str) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+LARGEST = sys.float_info.max
+
 
 def check_types(record: Any) -> None:
     """Raise TypeError, naming the field, unless each field of a dataclass record is of the type that it declares.
 
-    An integer may stand for a float, true and false for neither.
+    An integer may stand for a float that can be so large, true and false for neither.
     """
     hints = _hints(type(record))
     for one in fields(record):
@@ -39,7 +42,7 @@ def fits(value: object, hint: Any) -> bool:
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
     if hint is float:
-        return isinstance(value, float | int) and not isinstance(value, bool)
+        return isinstance(value, float) or (fits(value, int) and abs(value) <= LARGEST)  # type: ignore[operator]  # int
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if not isinstance(value, hint):

@@ -26,7 +26,7 @@ def sentence(result: Result) -> str:
     ("arguments", "words"),
     [
         pytest.param(["kernel"], "Did you mean 'kernels'?", id="command"),
-        pytest.param(["frobnicate"], "Known: audit, bench, check, doctor, e2e, kernels", id="command unlike any"),
+        pytest.param(["frobnicate"], "Known: audit, bench, check, doctor, e2e, history, ", id="command unlike any"),
         pytest.param(["kernels", "--op", "fused_expert"], "Did you mean 'fused_experts'?", id="op"),
         pytest.param(["kernels", "--model", "mixtral"], "Did you mean 'mixtral-8x7b'?", id="model"),
         pytest.param(["kernels", "--dtype", "fp31"], "Did you mean 'fp", id="dtype"),

@@ -54,6 +54,7 @@ def test_json_that_python_gives_up_on(name: str, document: bytes, tmp_path: Path
     [
         pytest.param("case files, by moecheck replay", encoded({**CASE_FILE, "tol": "x"}), id="tol is a text"),
         pytest.param("case files, by moecheck replay", encoded({**CASE_FILE, "max_mismatch": {}}), id="an object"),
+        pytest.param("case files, by moecheck replay", encoded({**CASE_FILE, "tol": 10**400}), id="tol is no float"),
         pytest.param("options of a run", options(seed="x"), id="seed"),
         pytest.param("options of a run", options(profile=[]), id="profile"),
         pytest.param("findings.jsonl", encoded({**FINDING.to_json(), "case": False}), id="case of a finding"),
@@ -62,6 +63,7 @@ def test_json_that_python_gives_up_on(name: str, document: bytes, tmp_path: Path
         pytest.param("summary.json", encoded({**SUMMARY.to_json(), "command": 3}), id="command of a run"),
         pytest.param("summary.json", encoded({**SUMMARY.to_json(), "a\nb": 3}), id="a key of two lines"),
         pytest.param("summary.json", encoded({**SUMMARY.to_json(), "kernels": [[]]}), id="a kernel is a list"),
+        pytest.param("specs as JSON", encoded({"sum_factor": 10**400}), id="a factor that is no float"),
         pytest.param("values of options", "1,²".encode(), id="a digit that is no number"),
         pytest.param("e2e answers", b'{"key": "k", "answers": [{}]}', id="an answer without a text"),
         pytest.param("e2e answers", b'{"key": "k", "answers": [{"logprobs": {}}]}', id="no list of logprobs"),
