@@ -14,7 +14,7 @@ from .architectures import ARCHITECTURES
 from .config import CONFIG, TinyConfig, read_config
 from .weights import WEIGHTS, TinyWeights, read_weights
 
-FOLDER = Path(__file__).with_name("models")
+FOLDER = Path(__file__).with_name("checkpoints")
 TOKENIZER = "tokenizer.json"
 
 
