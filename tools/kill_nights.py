@@ -66,7 +66,7 @@ def start(folder: Path, mark: str, *words: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
 
 
-def left_over(mark: str, seconds: float = 20.0) -> int:
+def left_over(mark: str, seconds: float = 60.0) -> int:
     """Processes of a killed night that still live after that time."""
     deadline = time.monotonic() + seconds
     while True:

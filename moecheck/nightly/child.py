@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from multiprocessing.connection import Connection
 
-from moecheck.cli import run
 from moecheck.runner.leash import bind
 
 
 def main(words: list[str]) -> int:
     """Bind to the night by the reading end of its pipe, and run the command."""
     bind(Connection(int(words[0]), writable=False))
+    from moecheck.cli import run  # takes seconds, in which the night may be killed
+
     return run(words[1:])
 
 
