@@ -281,7 +281,7 @@ MODELS = {"object": "list", "data": [{"id": "m"}]}
 CHOICE = {"choices": [{"text": "4", "finish_reason": "stop", "logprobs": None}]}
 EVENTS = broken(b'data: {"choices": [{"text": "4", "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n')
 TINY = json.loads(
-    (Path(__file__).parents[2] / "evals/tiny/models/tiny-qwen3-moe/config.json").read_text(encoding="utf-8")
+    (Path(__file__).parents[2] / "evals/tiny/checkpoints/tiny-qwen3-moe/config.json").read_text(encoding="utf-8")
 )
 E2E = {"command": "e2e", "options": {"task": "gsm8k", "limit": 3}}
 
