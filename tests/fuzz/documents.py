@@ -68,7 +68,7 @@ def changed(draw: st.DrawFn, data: Any) -> Any:
 
 def _place(draw: st.DrawFn, data: Any) -> tuple[Any, Any]:
     """A container somewhere in the data and one of its keys; (None, None) where there is none."""
-    found = (None, None)
+    found: tuple[Any, Any] = (None, None)
     while isinstance(data, dict | list) and data:
         key = (
             draw(st.sampled_from(sorted(data, key=str)))

@@ -21,9 +21,11 @@ from tests.cli.command import QUICK, moecheck, start
 from tests.cli.processes import MARK, marked, wait_until
 
 try:
-    from ray.cluster_utils import Cluster
+    import ray.cluster_utils
 except ModuleNotFoundError:
-    Cluster = None
+    Cluster: Any = None
+else:
+    Cluster = ray.cluster_utils.Cluster
 
 needs_ray = pytest.mark.skipif(Cluster is None, reason="needs ray: pip install 'moecheck[ray]'")
 
