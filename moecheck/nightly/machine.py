@@ -56,7 +56,9 @@ def missing_weights(model: str | None) -> str | None:
     if name not in MODELS:
         return None
     try:
-        from moecheck.evals.tiny.models import CONFIG, FOLDER, TOKENIZER, WEIGHTS
+        from moecheck.evals.tiny.config import CONFIG
+        from moecheck.evals.tiny.models import FOLDER, TOKENIZER
+        from moecheck.evals.tiny.weights import WEIGHTS
     except ModuleNotFoundError as error:
         reason = missing_package(error)
         if reason is None:
