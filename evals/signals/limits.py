@@ -46,5 +46,5 @@ LIMITS: dict[Precision, Limits] = {
     "fp32": Limits(factor=1e-5, residual=1e-5, row=1e-4, kl=1e-10, top1=0.9995, texts=0.99),
     "fp16": Limits(factor=6e-4, residual=1.5e-3, row=6e-3, kl=3e-8, top1=0.999, texts=0.97),
     "bf16": Limits(factor=3e-3, residual=8e-3, row=4e-2, kl=2e-6, top1=0.998, texts=0.95),
-    "fp8": Limits(factor=2e-2, residual=1.2e-1, row=4e-1, kl=2e-4, top1=0.995, texts=0.90),
+    "fp8": Limits(factor=2e-2, residual=1.2e-1, row=4e-1, kl=2e-4, top1=0.995, texts=0.85),
 }
