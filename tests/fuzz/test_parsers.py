@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from moecheck.errors import MoecheckError
+from tests.fuzz.documents import encoded
 from tests.fuzz.fuzzing import fuzz
-from tests.fuzz.parsers import CASE_FILE, FILES, FINDING, OPTIONS, PARSERS, SUMMARY, asdict, encoded
+from tests.fuzz.parsers import CASE_FILE, FILES, FINDING, OPTIONS, PARSERS, SUMMARY
 
 DOCUMENTS = 40
 

@@ -94,3 +94,11 @@ def test_the_relation_is_of_interpreted_kernels(tmp_path: Path) -> None:
     outcomes = run_relation(target, CASE, "copy_schedules")
     assert len(outcomes) == len(OTHERS)
     assert all(outcome.problem is None for outcome in outcomes)
+
+
+def test_a_kernel_that_reads_early_breaks_the_relation(tmp_path: Path) -> None:
+    target = target_of(tmp_path, waits=False)
+    outcomes = run_relation(target, CASE, "copy_schedules")
+    told = [outcome.problem for outcome in outcomes if outcome.problem is not None]
+    assert told, "a race that is watched for is a problem"
+    assert {verdict for verdict, _ in told} == {Verdict.PROVEN_WRONG}
