@@ -37,6 +37,8 @@ CHEAPER = {"act_and_mul": 4, "unpermute": 4}
 CHEAPEST = 8
 # Distinct shapes for kernels that are compiled anew for each (seconds a time).
 COMPILED_SHAPES = {"quick": 4, "default": 6, "nightly": 1000}
+# Those of a Pallas interpreter in a run of all kernels, which also takes a second a call.
+INTERPRETED_SHAPES = {"quick": 1, "default": 2, "nightly": 1000}
 DTYPES = ("bf16", "fp32", "fp16")
 # Models whose scaled layers are in every run: each adds semantics that the others lack.
 DEFAULT_MODELS = (
@@ -143,16 +145,21 @@ def few_shapes(cases: list[Case], most: int) -> tuple[list[Case], list[Case]]:
     return kept, left
 
 
-def left_out(cases: list[Case], *, profile: str, compiled: bool, whole: bool) -> tuple[list[Case], str]:
+def left_out(
+    cases: list[Case], *, profile: str, compiled: bool, interpreted: bool, alone: bool
+) -> tuple[list[Case], str]:
     """The cases of an op that a kernel is not given although it takes them, and why.
 
-    compiled: whether it is compiled anew for each shape. whole: whether the run is about this op or kernel alone.
+    compiled: whether it is compiled anew for each shape. interpreted: whether by an interpreter of a GPU or TPU.
+    alone: whether the run is about this op or kernel, and no others.
     """
     if cases and cases[0].op in OWN_ROWS:
         op = cases[0].op
-        return ([], "") if whole or profile == "nightly" else (cases[1:], f"not the first of many; --op {op} runs all")
-    left = few_shapes(cases, COMPILED_SHAPES[profile])[1] if compiled else []
-    return left, "another shape to compile for; --profile nightly runs all"
+        return ([], "") if alone or profile == "nightly" else (cases[1:], f"not the first of many; --op {op} runs all")
+    if not compiled:
+        return [], ""
+    most = (INTERPRETED_SHAPES if interpreted and not alone else COMPILED_SHAPES)[profile]
+    return few_shapes(cases, most)[1], "another shape to compile for; --profile nightly runs all"
 
 
 def _under(case: Case, spec: MoESpec, *, own: bool = True) -> Case | None:

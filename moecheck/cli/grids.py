@@ -1,16 +1,53 @@
-"""The cases of `moecheck kernels --model NAME --tokens T,...` and of `--sweep`: full-size layers, and a wide grid."""
+"""The cases of each kernel of a run: usual ones, layers in full size (`--model`, `--tokens`), a grid (`--sweep`)."""
 
 from __future__ import annotations
 
 from moecheck.cases import Case
 from moecheck.cli.options import parse_tokens
+from moecheck.curated import cases_for, left_out
 from moecheck.models import full_size_cases
 from moecheck.quantization import Quantization
 from moecheck.registry import Found
-from moecheck.runner.plan import Plan, other_semantics
+from moecheck.runner.plan import Plan, lacking, other_semantics
+from moecheck.runner.relate import COMPILED
 from moecheck.sweep import sweep_cases
 
 MOST_SCHEMES = 3  # of one kernel; drawing and checking each takes seconds
+
+
+def usual_plan(
+    found: Found, *, profile: str, seed: int, model: str | None, examples: int | None, dtype: str | None, alone: bool
+) -> Plan:
+    """The named and drawn cases of a profile. alone: whether the run is about this kernel or its op, and no others."""
+    declaration, interpreted = found.declaration, found.device == "interpreter"
+    cases = cases_for(
+        declaration.op,
+        profile=profile,
+        seed=seed,
+        small=interpreted,
+        model=model,
+        examples=examples,
+        specs=declaration.specs,
+        dtypes=declaration.dtypes if dtype is None else (dtype,),
+        quantizations=declaration.quantizations,
+        plain_weights="w13_scale" not in declaration.required,
+    )
+    left, reason = left_out(
+        [case for case in cases if lacking(declaration, case) is None],
+        profile=profile,
+        compiled=declaration.backend in COMPILED,
+        interpreted=interpreted,
+        alone=alone,
+    )
+    return Plan(
+        target=found.target,
+        declaration=declaration,
+        device=found.device,
+        cases=tuple(case for case in cases if case not in left),
+        import_seconds=found.import_seconds,
+        left_out=tuple(left),
+        left_out_reason=reason,
+    )
 
 
 def full_size_plan(found: Found, *, model: str, tokens: str, dtype: str | None, seed: int) -> Plan | None:

@@ -15,11 +15,11 @@ import click
 
 from moecheck.checks.finding import FAILURES, Finding, Verdict
 from moecheck.checks.judge import Limits
-from moecheck.cli.grids import full_size_plan, sweep_plan
+from moecheck.cli.grids import full_size_plan, sweep_plan, usual_plan
 from moecheck.cli.options import color, cores, not_negative, parse_require, parse_tokens, positive, width
 from moecheck.cli.progress import LiveProgress
 from moecheck.cli.where import cluster_of, find_kernels, ray_options, run_plans
-from moecheck.curated import PROFILES, cases_for, draw_ahead, left_out
+from moecheck.curated import PROFILES, draw_ahead
 from moecheck.errors import UsageError, check_known
 from moecheck.formats import FORMATS
 from moecheck.json_text import loads
@@ -34,9 +34,8 @@ from moecheck.report.results import RunSummary
 from moecheck.report.summarise import summarise
 from moecheck.report.terminal import render, run_view
 from moecheck.report.text import one_line
-from moecheck.runner.plan import Plan, lacking
+from moecheck.runner.plan import Plan
 from moecheck.runner.pool import default_memory, full_size_memory
-from moecheck.runner.relate import COMPILED
 from moecheck.runner.run import KernelRun, Settings
 from moecheck.runner.sanitizer import TOOLS, find_sanitizer, on_device, run_sanitizer
 from moecheck.typed import check_types
@@ -288,30 +287,15 @@ def _plans(discovery: Discovery, options: Options) -> list[Plan]:
         if options.sweep:
             plans.append(sweep_plan(kernel, dtype=options.dtype, seed=options.seed))
             continue
-        cases = cases_for(
-            kernel.declaration.op,
-            profile=options.profile,
-            seed=options.seed,
-            small=kernel.device == "interpreter",
-            model=options.model,
-            examples=options.examples,
-            specs=kernel.declaration.specs,
-            dtypes=kernel.declaration.dtypes if options.dtype is None else (options.dtype,),
-            quantizations=kernel.declaration.quantizations,
-            plain_weights="w13_scale" not in kernel.declaration.required,
-        )
-        takes = [case for case in cases if lacking(kernel.declaration, case) is None]
-        compiled, whole = kernel.declaration.backend in COMPILED, bool(options.op or options.kernel)
-        left, reason = left_out(takes, profile=options.profile, compiled=compiled, whole=whole)
         plans.append(
-            Plan(
-                target=kernel.target,
-                declaration=kernel.declaration,
-                device=kernel.device,
-                cases=tuple(case for case in cases if case not in left),
-                import_seconds=kernel.import_seconds,
-                left_out=tuple(left),
-                left_out_reason=reason,
+            usual_plan(
+                kernel,
+                profile=options.profile,
+                seed=options.seed,
+                model=options.model,
+                examples=options.examples,
+                dtype=options.dtype,
+                alone=bool(options.op or options.kernel),
             )
         )
     return plans
