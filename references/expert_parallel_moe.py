@@ -36,6 +36,8 @@ def expert_parallel_moe(
     correction_bias: AnyArray | None = None,
     w13_bias: AnyArray | None = None,
     w2_bias: AnyArray | None = None,
+    w13_scale: AnyArray | None = None,
+    w2_scale: AnyArray | None = None,
     topk: Topk | None = None,
     numerics: Numerics | None = None,
     dtype: str | None = None,
@@ -47,8 +49,9 @@ def expert_parallel_moe(
     hidden_states: [T, H], first the tokens of rank 0. router_logits: [T, E]. w13: [E, 2I or I, H]. w2: [E, H, I].
     rank_tokens: [P] int, tokens of each rank, P = num_ranks; as evenly as possible without. expert_placement: [Q] int,
     the expert of each place, of which each rank has Q / P consecutive ones; an expert may have several places, its
-    first counts here. 0, 1, ... without. correction_bias: [E]. w13_bias: [E, 2I or I]. w2_bias: [E, H]. topk: weights
-    and ids [T, k] used instead of routing. Returns [T, H] float64. Ties and NaN as in topk_routing and fused_experts.
+    first counts here. 0, 1, ... without. correction_bias: [E]. w13_bias: [E, 2I or I]. w2_bias: [E, H]. w13_scale,
+    w2_scale: of quantised weights, as in fused_experts. topk: weights and ids [T, k] used instead of routing.
+    Returns [T, H] float64. Ties and NaN as in topk_routing and fused_experts.
     numerics: None for the mathematics, in which neither places nor orders count; else stores as in fused_experts, and
     by combine_order `rank` each rank's own sum is stored at `combine`, and the sum of these, kept in fp32, at `out`;
     other orders are of the slots that the token's rank adds up itself, all of them sent back.
@@ -74,6 +77,8 @@ def expert_parallel_moe(
                 spec=spec.experts,
                 w13_bias=w13_bias,
                 w2_bias=w2_bias,
+                w13_scale=w13_scale,
+                w2_scale=w2_scale,
                 numerics=partial,
             )
     y = rounded(y, stores.out)

@@ -31,7 +31,7 @@ def test_an_accumulator_of_fp8_operands_needs_them() -> None:
     ("changes", "words"),
     [
         pytest.param({"accumulate": "nonsense"}, r"accumulate='nonsense' must be one of fp32-rn", id="accumulator"),
-        pytest.param({"combine_order": "random"}, r"combine_order='random' must be tree, slot or expert", id="order"),
+        pytest.param({"combine_order": "random"}, r"'random' must be tree, slot, expert or rank", id="order"),
         pytest.param(
             {"a2_quant": {"format": "fp4"}}, r"Quantizer.format='fp4' must be one of", id="quantiser's format"
         ),

@@ -6,6 +6,7 @@ import moecheck
 import torch
 from moecheck.numerics import INPUT
 from moecheck.quantization import SCHEMES
+from moecheck.quantizer import NO_EPS
 from torch.nn import functional
 
 from ._quantised import experts
@@ -25,8 +26,8 @@ MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
         gate_up=INPUT,
         act_times_up=INPUT,
         per_expert=INPUT,
-        a1_quant=moecheck.Quantizer(format="fp4_e2m1", group=GROUP, scale="floor"),
-        a2_quant=moecheck.Quantizer(format="fp4_e2m1", group=GROUP, scale="floor"),
+        a1_quant=moecheck.Quantizer(format="fp4_e2m1", group=GROUP, scale="floor", eps=NO_EPS),
+        a2_quant=moecheck.Quantizer(format="fp4_e2m1", group=GROUP, scale="floor", eps=NO_EPS),
     ),
     dtypes=("bf16",),
     deterministic=True,

@@ -17,6 +17,8 @@ from moecheck.formats import AnyArray, store, to_float64
 from moecheck.kernel import describe
 from moecheck.numerics import INPUT, CombineOrder, Numerics
 from moecheck.oracle import Oracle
+from moecheck.quantization import SCHEMES
+from moecheck.quantized_inputs import dequantised
 from moecheck.references.expert_parallel_moe import expert_parallel_moe, ranks_of_experts, tokens_of_ranks
 from moecheck.references.fused_experts import fused_experts
 from moecheck.references.moe_layer import moe_layer
@@ -146,3 +148,15 @@ def test_an_order_of_ranks_needs_ranks() -> None:
 
     with pytest.raises(UsageError, match="knows no ranks"):
         describe(kernel, op="fused_experts", backend="numpy", numerics=BY_RANK)
+
+
+def test_codes_and_scales_are_the_weights_that_they_stand_for() -> None:
+    (case,) = (
+        case
+        for case in cases_for(OP, profile="quick", seed=0, quantizations=(SCHEMES["fp8-block"],))
+        if case.spec.experts.quantization is not None and case.name
+    )
+    inputs = case.inputs()
+    np.testing.assert_array_equal(
+        expert_parallel_moe(**inputs, spec=case.spec), expert_parallel_moe(**dequantised(case, inputs), spec=case.spec)
+    )
