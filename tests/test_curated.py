@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moecheck.cases import Case
-from moecheck.curated import COMPILED_SHAPES, INTERPRETED_SHAPES, cases_for, few_shapes, left_out
+from moecheck.curated import COMPILED_SHAPES, INTERPRETED_CASES, cases_for, few_shapes, left_out
 from moecheck.formats import to_float64
 from moecheck.ops import OPS
 from moecheck.references.topk_routing import scores_of, top_ids
@@ -70,16 +70,17 @@ def test_the_ordinary_call_comes_first() -> None:
         assert cases_for(op, profile="default", seed=0)[0].name == "plain-bf16"
 
 
-@pytest.mark.parametrize(
-    ("interpreted", "alone", "shapes"),
-    [(False, False, COMPILED_SHAPES), (True, True, COMPILED_SHAPES), (True, False, INTERPRETED_SHAPES)],
-    ids=["compiled", "interpreted, alone", "interpreted, among all"],
-)
-def test_compilers_get_few_shapes_and_interpreters_among_others_fewer(
-    interpreted: bool, alone: bool, shapes: dict[str, int]
-) -> None:
+@pytest.mark.parametrize(("interpreted", "alone"), [(False, False), (True, True)], ids=["compiled", "interpreted"])
+def test_compilers_get_few_shapes(interpreted: bool, alone: bool) -> None:
     cases = cases_for("grouped_gemm", profile="default", seed=0)
     left, reason = left_out(cases, profile="default", compiled=True, interpreted=interpreted, alone=alone)
-    assert left == few_shapes(cases, shapes["default"])[1]
+    assert left == few_shapes(cases, COMPILED_SHAPES["default"])[1]
     assert left
-    assert "--profile nightly" in reason
+    assert "another shape" in reason
+
+
+def test_an_interpreted_kernel_among_all_gets_the_first_cases() -> None:
+    cases = cases_for("grouped_gemm", profile="default", seed=0)
+    left, reason = left_out(cases, profile="default", compiled=True, interpreted=True, alone=False)
+    assert [case for case in cases if case not in left] == cases[: INTERPRETED_CASES["default"]]
+    assert "--kernel" in reason
