@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moecheck.cases import Case
 from moecheck.cli.options import parse_tokens
-from moecheck.curated import cases_for, left_out
+from moecheck.curated import OWN_ROWS, cases_for, left_out
 from moecheck.models import full_size_cases
 from moecheck.quantization import Quantization
 from moecheck.registry import Found
@@ -47,6 +47,7 @@ def usual_plan(
         import_seconds=found.import_seconds,
         left_out=tuple(left),
         left_out_reason=reason,
+        part=bool(left) and not alone and (interpreted or declaration.op in OWN_ROWS),
     )
 
 

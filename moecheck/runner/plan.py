@@ -19,6 +19,7 @@ class Plan:
 
     import_seconds: what a fresh process needs to import the kernel; calls are given that much longer.
     left_out: cases that it is not given although it might take them, for `left_out_reason`.
+    part: whether it is one of many kernels and so slow that it has few cases and no relations.
     """
 
     target: Target
@@ -28,6 +29,7 @@ class Plan:
     import_seconds: float = 0.0
     left_out: tuple[Case, ...] = ()
     left_out_reason: str = ""
+    part: bool = False
 
     @property
     def interpreted(self) -> bool:

@@ -8,7 +8,6 @@ from typing import Literal
 
 from moecheck.cases import Case
 from moecheck.checks.finding import FAILURES, Judgement, Verdict
-from moecheck.curated import OWN_ROWS
 from moecheck.curated_ranks import RESCHEDULED
 from moecheck.formats import AnyArray
 from moecheck.numerics import Numerics
@@ -51,7 +50,7 @@ class Relating:
         declaration = self.plan.declaration
         declared = {flag for flag in CAPABILITIES if case.name and getattr(declaration, flag)}
         chosen = {name for name, law in relations().items() if law.capability in declared}
-        if case.name in RESCHEDULED and not _is_part(self.plan):
+        if case.name in RESCHEDULED and not self.plan.part:
             chosen.add("copy_schedules")
         return tuple(name for name in relations() if name in chosen)
 
@@ -124,7 +123,7 @@ def cases_to_relate(plan: Plan, cases: Sequence[Case], reach: Reach) -> frozense
         return frozenset(named)
     plain = [case for case in named if case.num_tokens in TOKENS and _is_plain(case)]
     if _is_slow(plan):
-        return frozenset() if _is_part(plan) else frozenset(plain[:1])
+        return frozenset() if plan.part else frozenset(plain[:1])
     chosen: list[Case] = []
     possible: set[str] = set()
     for case in plain:
@@ -142,11 +141,6 @@ def cases_to_relate(plan: Plan, cases: Sequence[Case], reach: Reach) -> frozense
 
 def _is_plain(case: Case) -> bool:
     return (case.stratum, case.load, case.layout) == ("random", "random", "contiguous")
-
-
-def _is_part(plan: Plan) -> bool:
-    """Whether the plan is one case of an op whose whole set is run on its own."""
-    return plan.declaration.op in OWN_ROWS and bool(plan.left_out)
 
 
 def _is_slow(plan: Plan) -> bool:

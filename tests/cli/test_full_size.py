@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moecheck.cases import SAMPLED_OPS
-from moecheck.cli.grids import full_size_plan
+from moecheck.cli.grids import full_size_plan, usual_plan
 from moecheck.errors import UsageError
 from moecheck.kernel import describe
 from moecheck.models import MODELS, full_size_cases, model_case, shard_of
@@ -83,3 +83,18 @@ def test_a_kernel_of_other_semantics_is_left_out(specs: tuple[MoESpec, ...], wan
 
 def call(*, hidden_states: Any, w13: Any, w2: Any, topk_weights: Any, topk_ids: Any, spec: Any) -> Any:
     """A signature."""
+
+
+@pytest.mark.parametrize(("alone", "part"), [(False, True), (True, False)], ids=["among all", "alone"])
+def test_a_slow_kernel_is_run_in_part_only_among_all_kernels(alone: bool, part: bool) -> None:
+    declared = describe(call, op="fused_experts", backend="pallas_tpu")
+    found = Found(
+        target=Target(spec_string="mine.py:call", op="fused_experts", backend="pallas_tpu", name="mine"),
+        declaration=declared,
+        device="interpreter",
+        import_seconds=0.0,
+    )
+    plan = usual_plan(found, profile="quick", seed=0, model=None, examples=None, dtype=None, alone=alone)
+    assert plan.part == part
+    assert plan.left_out
+    assert len(plan.cases) + len(plan.left_out) == len(set(plan.cases) | set(plan.left_out))

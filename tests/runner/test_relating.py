@@ -212,3 +212,14 @@ def test_a_further_case_is_chosen_where_it_makes_a_relation_possible() -> None:
     chosen = cases_to_relate(plan, cases, "few")
     assert {"plain-bf16", "plain-fp32"} < {case.name for case in chosen}
     assert any(case.spec.routing.correction_bias == "select" for case in chosen)
+
+
+def test_a_slow_kernel_among_many_has_no_relations_but_what_it_declares() -> None:
+    plan = replace(replace_declaration(device="interpreter", backend="pallas_tpu", deterministic=True), part=True)
+    cases = [case for case in cases_for("fused_experts", profile="default", seed=0) if case.name == "plain-bf16"]
+    assert cases_to_relate(plan, cases, "few") == frozenset()
+    relating = Relating(plan=plan, judging=Here(Oracle()), call=_nothing, full=frozenset())
+    assert relating.names(cases[0]) == ("determinism",)
+    assert "copy_schedules" in Relating(
+        plan=replace(plan, part=False), judging=Here(Oracle()), call=_nothing, full=frozenset()
+    ).names(cases[0])
